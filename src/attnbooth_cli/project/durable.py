@@ -1,0 +1,174 @@
+"""Writes that survive the process and the machine dying at any instant.
+
+A file is written beside its place, flushed to disk and renamed over it; a folder likewise. Readers therefore see the
+old state or the new one. What is promised rests on POSIX rename and fsync; a network file system that answers fsync
+early, or a disk with a lying cache, is out of our hands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from attnbooth_cli.errors import ResourceError
+
+TEMPORARY_PREFIX = ".attnbooth-tmp-"
+
+
+@contextlib.contextmanager
+def explained_write(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write `path` into a `ResourceError` (exit code 6)."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "permission denied",
+            errno.EPERM: "permission denied",
+            errno.ENAMETOOLONG: "the name is too long",
+            errno.ENOTDIR: "a file stands where a folder should be",
+            errno.EFBIG: "the file would be too large",
+        }
+        reason = reasons.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise ResourceError(
+            f"cannot write {path}: {reason}", "free some space or choose another place, then run the command again"
+        ) from error
+
+
+def sync_directory(folder: Path) -> None:
+    """Makes renames inside `folder` durable. A no-op where folders cannot be opened (Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Flushes the contents of an already written file to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`, durably.
+
+    Raises:
+        ResourceError: disk full, quota, read-only or permission denied.
+    """
+    with explained_write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, document: Any) -> None:
+    """`write_text` of readable, key-order-preserving JSON."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_directory(place: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `place` and, when the block ends well, moves it there durably.
+
+    A folder already at `place` is moved aside first and removed afterwards, so a crash leaves at least one of them;
+    `recover_directory` puts that one back. When the block raises, nothing remains.
+
+    Raises:
+        ResourceError: disk full, quota, read-only or permission denied.
+    """
+    with explained_write(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            temporary.mkdir()
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    sync_file(Path(folder) / name)
+                sync_directory(Path(folder))
+            old = _aside(place)
+            if place.exists():
+                if old.exists():
+                    shutil.rmtree(old)
+                place.rename(old)
+            temporary.rename(place)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            recover_directory(place)
+            raise
+        sync_directory(place.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_directory(place: Path) -> None:
+    """Puts back a folder that `new_directory` had moved aside when the process died."""
+    old = _aside(place)
+    if old.exists() and not place.exists():
+        old.rename(place)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Deletes what interrupted writes left directly inside `folder`. Call only while holding the project's lock."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as lower-case hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_free_space(folder: Path, needed: int, purpose: str) -> None:
+    """Refuses work that could not be saved.
+
+    Args:
+        folder: Any existing folder on the disk in question.
+        needed: Bytes.
+        purpose: What the bytes are for, as the sentence's object ("two checkpoints of stage unet").
+
+    Raises:
+        ResourceError: fewer than `needed` bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(
+            f"{purpose} need {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free",
+            "free some space, or move the project folder to a larger disk",
+        )
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.replaced")
