@@ -85,6 +85,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         sync_directory(path.parent)
 
 
+def write_new_bytes(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, durably, unless something is there already.
+
+    Raises:
+        FileExistsError: something is; it is left as it was.
+        ResourceError: as `write_bytes`.
+    """
+    with explained_write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            write_bytes(temporary, data)
+            os.link(temporary, path)  # unlike a rename, fails where something stands
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, text.encode())
@@ -172,3 +190,8 @@ def require_free_space(folder: Path, needed: int, purpose: str) -> None:
 
 def _aside(place: Path) -> Path:
     return place.with_name(f".{place.name}.replaced")
+
+
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of UTF-8 text as lower-case hex."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""Resumable states: a folder of safetensors whose last file lists the hashes of the others.
+
+A checkpoint exists when that last file exists and everything it lists matches; anything else is skipped, said, and the
+one before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from attnbooth_cli.engine.methods import STAGE_NAMES, StageName
+from attnbooth_cli.engine.weights import read_tensors, write_tensors
+from attnbooth_cli.errors import DamagedError
+from attnbooth_cli.project import durable
+
+MARKER = "checkpoint.json"
+SCHEMA = 1
+KEPT = 2
+"""Resumable checkpoints kept per run; older ones go after the newest is durable."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state after `step` steps of `stage`.
+
+    Attributes:
+        folder: Where it is.
+        scaler: State of the fp16 gradient scaler, if there is one.
+    """
+
+    folder: Path
+    stage: StageName
+    step: int
+    scaler: dict[str, Any] | None = None
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one part: `weights` or `optimizer`."""
+        return read_tensors(self.folder / f"{name}.safetensors")
+
+
+def save(
+    folder: Path,
+    stage: StageName,
+    step: int,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    scaler: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Writes a checkpoint durably; it appears whole or not at all.
+
+    Args:
+        parts: Part name to tensors.
+
+    Raises:
+        ResourceError: it cannot be written; nothing remains of it.
+    """
+    with durable.new_directory(folder) as temporary:
+        for name, tensors in parts.items():
+            write_tensors(temporary / f"{name}.safetensors", tensors)
+        document = {
+            "schema": SCHEMA,
+            "stage": stage,
+            "step": step,
+            "scaler": dict(scaler) if scaler else None,
+            "files": {f"{name}.safetensors": durable.sha256(temporary / f"{name}.safetensors") for name in parts},
+        }
+        durable.write_json(temporary / MARKER, document)
+    return Checkpoint(folder, stage, step, document["scaler"])
+
+
+def read(folder: Path) -> Checkpoint:
+    """Opens a checkpoint and checks every file against its hash.
+
+    Raises:
+        DamagedError: not whole.
+    """
+    try:
+        document = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        for name, expected in document["files"].items():
+            if Path(name).name != name or durable.sha256(folder / name) != expected:
+                raise DamagedError(f"{folder / name} does not match its recorded hash")
+        if document["stage"] not in STAGE_NAMES:
+            raise ValueError(document["stage"])
+        return Checkpoint(folder, document["stage"], int(document["step"]), document["scaler"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"the checkpoint {folder} is not whole ({error})") from error
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """The newest whole checkpoint under `folder`, and a sentence for each newer one that had to be skipped."""
+    skipped = []
+    for path in sorted(_checkpoints(folder), key=_order, reverse=True):
+        try:
+            return read(path), tuple(skipped)
+        except DamagedError as error:
+            skipped.append(f"skipped: {error.message}")
+    return None, tuple(skipped)
+
+
+def prune(folder: Path, keep: int = KEPT) -> None:
+    """Deletes all but the newest `keep` checkpoints under `folder`."""
+    for path in sorted(_checkpoints(folder), key=_order)[: -keep or None]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_name(stage: StageName, step: int) -> str:
+    """A name that sorts by step within its stage."""
+    return f"{stage}-{step:06d}"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*-*") if _order(path) is not None] if folder.is_dir() else []
+
+
+def _order(path: Path) -> tuple[int, int] | None:
+    stage, _, step = path.name.partition("-")
+    return (STAGE_NAMES.index(stage), int(step)) if stage in STAGE_NAMES and step.isdecimal() else None  # type: ignore[arg-type]

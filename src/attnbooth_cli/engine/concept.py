@@ -1,0 +1,198 @@
+"""`concept/`: the result of training, published as one step and loaded with its hashes checked.
+
+    learned_embeds.safetensors   {token: [n, d]} float32, as diffusers' load_textual_inversion reads it
+    unet/                        a diffusers U-Net folder, after stage `unet`
+    stages/attention.safetensors the cross-attention tensors as stage `attention` left them
+    concept.json                 model-card data and the hashes of the other files; written last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbooth_cli import __version__
+from attnbooth_cli.engine.families import Components
+from attnbooth_cli.engine.methods import STAGE_NAMES, StageName
+from attnbooth_cli.engine.plan import Plan
+from attnbooth_cli.engine.tokens import Placeholder, add_placeholder, placeholder, write_rows
+from attnbooth_cli.engine.weights import read_tensors, write_tensors
+from attnbooth_cli.errors import DamagedError, InputError
+from attnbooth_cli.project import durable
+from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.state import now
+
+SCHEMA = 1
+CARD = "concept.json"
+EMBEDDINGS = "learned_embeds.safetensors"
+ATTENTION = "stages/attention.safetensors"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `concept.json` says that loading needs; the whole document is in `document`."""
+
+    placeholder: Placeholder
+    stages: tuple[StageName, ...]
+    smoke: bool
+    run: str
+    document: dict[str, Any]
+
+    def stage(self, wanted: StageName | None) -> StageName:
+        """The stage to generate with: the asked-for one, or the last there is.
+
+        Raises:
+            InputError: the concept has no such stage.
+        """
+        if wanted is None:
+            return self.stages[-1]
+        if wanted not in self.stages:
+            raise InputError(
+                f"this concept has no stage {wanted} (it has {', '.join(self.stages)})", "choose another with --stage"
+            )
+        return wanted
+
+
+def publish(
+    project: Project,
+    run: str,
+    plan: Plan,
+    base: dict[str, Any],
+    stages: tuple[StageName, ...],
+    components: Components,
+    concept: Placeholder,
+    rows: Tensor,
+    attention: dict[str, Tensor],
+) -> None:
+    """Replaces `concept/` by this result; the old one stays whole until the new one is durable.
+
+    Args:
+        base: The base model as recorded in the card.
+        stages: The stages that were trained.
+        rows: [n, d], the embedding rows of [V].
+        attention: The tensors stage `attention` changed, as it left them; empty if it did not run.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    dtype = torch.float16 if plan.save_precision == "float16" else torch.float32
+    with durable.new_directory(project.concept) as folder:
+        write_tensors(folder / EMBEDDINGS, {concept.token: rows.detach().float()})
+        if attention:
+            (folder / ATTENTION).parent.mkdir()
+            write_tensors(folder / ATTENTION, {name: tensor.to(dtype) for name, tensor in attention.items()})
+        if "unet" in stages:
+            components.unet.save_config(folder / "unet")
+            write_tensors(
+                folder / UNET, {name: tensor.to(dtype) for name, tensor in components.unet.state_dict().items()}
+            )
+        document = {
+            "schema": SCHEMA,
+            "attnbooth": __version__,
+            "created": now(),
+            "run": run,
+            "smoke": plan.smoke,
+            "name": plan.concept.name,
+            "category": plan.concept.category,
+            "token": concept.token,
+            "tokens": list(concept.tokens),
+            "prompt": f"a photo of a {concept.token} {plan.concept.category}",
+            "base": base,
+            "stages": list(stages),
+            "plan": {key: value for key, value in dataclasses.asdict(plan).items() if key != "origins"},
+            "digest": plan.digest,
+            "files": {
+                str(path.relative_to(folder).as_posix()): {
+                    "size": path.stat().st_size,
+                    "sha256": durable.sha256(path),
+                }
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            },
+        }
+        durable.write_json(folder / CARD, document)
+
+
+def read_card(project: Project) -> Card:
+    """Reads `concept.json`.
+
+    Raises:
+        InputError: nothing was trained yet, or a newer version wrote it.
+        DamagedError: it is not a concept's card.
+    """
+    durable.recover_directory(project.concept)
+    path = project.concept / CARD
+    if not project.concept.exists():
+        raise InputError(f"{project.root} has no trained concept yet", f"attnbooth train {project.root}")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] > SCHEMA:
+            raise InputError(f"{path} was written by a newer attnbooth", "upgrade attnbooth")
+        stages = tuple(stage for stage in STAGE_NAMES if stage in document["stages"])
+        if not stages:
+            raise ValueError("no stage")
+        concept = placeholder(document["token"], len(document["tokens"]), document["category"])
+        return Card(concept, stages, bool(document["smoke"]), str(document["run"]), document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} cannot be read ({error})", f"attnbooth train {project.root} --restart") from None
+
+
+def verify(project: Project, card: Card) -> None:
+    """Checks every file of the concept against its recorded hash.
+
+    Raises:
+        DamagedError: one is missing or different.
+    """
+    for name, expected in card.document.get("files", {}).items():
+        path = project.concept / name
+        if ".." in Path(name).parts or not path.is_file() or durable.sha256(path) != expected["sha256"]:
+            raise DamagedError(
+                f"{path} is missing or damaged", f"restore it from a copy, or attnbooth train {project.root} --restart"
+            )
+
+
+def apply(project: Project, card: Card, stage: StageName, components: Components) -> None:
+    """Turns base components into the concept's, in place, as they were after `stage`.
+
+    Raises:
+        DamagedError: files are missing, damaged, or do not fit this base model.
+    """
+    verify(project, card)
+    (encoder,) = components.text_encoders
+    add_placeholder(encoder.tokenizer, encoder.model, card.placeholder)
+    (rows,) = read_tensors(project.concept / EMBEDDINGS).values()
+    width = encoder.model.get_input_embeddings().weight.shape[1]
+    if rows.shape != (len(card.placeholder.tokens), width):
+        raise DamagedError(
+            f"the embedding in {project.concept} has shape {list(rows.shape)}, the base model needs width {width}",
+            "use the base model the concept was trained on",
+        )
+    write_rows(encoder.tokenizer, encoder.model, card.placeholder, rows)
+    changed: dict[str, Tensor] = {}
+    if stage == "unet":
+        changed = read_tensors(project.concept / UNET)
+    elif stage == "attention":
+        changed = read_tensors(project.concept / ATTENTION)
+    load_tensors(components.unet, changed, str(project.concept))
+
+
+def load_tensors(module: Any, tensors: dict[str, Tensor], where: str) -> None:
+    """Copies named tensors into a module, converting their dtype.
+
+    Raises:
+        DamagedError: a name or a shape does not fit.
+    """
+    own = module.state_dict()
+    misfits = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+    if misfits:
+        raise DamagedError(f"{where} does not fit the base model ({misfits[0]})", "use the model it was trained on")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

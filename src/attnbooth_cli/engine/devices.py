@@ -1,0 +1,89 @@
+"""Device and precision, through accelerate, whose processes and devices are the only ones there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from attnbooth_cli.engine import libraries  # noqa: F401
+from attnbooth_cli.errors import InputError, ResourceError
+
+T = TypeVar("T")
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """A device that is really there; `auto` takes an accelerator when there is one.
+
+    Raises:
+        InputError: not a device's name.
+        ResourceError: the device is not there.
+    """
+    if wanted == "auto":
+        return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise InputError(f"there is no device {wanted!r}", "for example --device cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cpu":
+        return device
+    present = torch.accelerator.current_accelerator(check_available=True)
+    if present is None or present.type != device.type or (device.index or 0) >= torch.accelerator.device_count():
+        raise ResourceError(f"the device {wanted} is not available here", "leave --device out to use what there is")
+    return device
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """`auto`: float32 on CPU and MPS, else bf16 where the device has it, else fp16.
+
+    Raises:
+        InputError: fp16 on the CPU, where accelerate has no gradient scaler.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise InputError("fp16 training needs a GPU", "use --precision float32 or bf16 on the CPU")
+    if wanted != "auto":
+        return wanted
+    if device.type in ("cpu", "mps"):
+        return "float32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def make_accelerator(device: torch.device, precision: str) -> Any:
+    """An accelerate `Accelerator` for one run.
+
+    accelerate keeps its configuration in process-wide state and refuses another one; a command that trains several
+    projects needs a fresh one a project, so that state (not the process group) is cleared first.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=not _distributed())
+    if device.index is not None and not _distributed():
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    if _distributed():
+        PartialState(cpu=device.type == "cpu")
+    return Accelerator(mixed_precision="no" if precision == "float32" else precision, cpu=device.type == "cpu")
+
+
+def decided_by_main(decide: Callable[[], T], device: torch.device) -> T:
+    """Runs `decide` in the main process alone and gives its answer to all of them."""
+    if not _distributed():
+        return decide()
+    from accelerate.state import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState(cpu=device.type == "cpu")
+    box: list[Any] = [decide() if state.is_main_process else None]
+    answer: T = broadcast_object_list(box)[0]
+    return answer
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and reports (always, without a launcher)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _distributed() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -1,0 +1,241 @@
+"""`generate`: pictures of a trained concept from prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from attnbooth_cli.engine import concept
+from attnbooth_cli.engine.base_models import BaseModel, resolve
+from attnbooth_cli.engine.concept import Card
+from attnbooth_cli.engine.devices import resolve_device, resolve_precision
+from attnbooth_cli.engine.families import Components, load_components
+from attnbooth_cli.engine.methods import StageName
+from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample
+from attnbooth_cli.engine.tokens import check_length, maximum_length
+from attnbooth_cli.errors import InputError
+from attnbooth_cli.events import Advanced, Emit, Warned, ignore
+from attnbooth_cli.project import durable
+from attnbooth_cli.project.project import Project, open_project
+from attnbooth_cli.project.samples import free_name, save_picture, slug
+from attnbooth_cli.reports.grids import contact_sheet
+
+MAX_PROMPTS_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class LoadedConcept:
+    """A concept ready to sample from, after one of its stages."""
+
+    project: Project
+    card: Card
+    base: BaseModel
+    stage: StageName
+    components: Components
+
+
+@dataclass(frozen=True)
+class GeneratedPicture:
+    """A picture on disk and how it was made; `prompt` is as the person wrote it."""
+
+    path: Path
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Everything one call made."""
+
+    project: Project
+    run: str
+    stage: StageName
+    settings: SamplingSettings
+    pictures: tuple[GeneratedPicture, ...]
+    grid: Path | None
+
+
+def generate(
+    root: Path | str,
+    prompts: Sequence[str],
+    *,
+    n: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    negative: str = "",
+    scheduler: str = "dpm++",
+    size: str | None = None,
+    stage: StageName | None = None,
+    out: Path | str | None = None,
+    grid: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    emit: Emit = ignore,
+) -> Generated:
+    """Makes `n` pictures of each prompt and writes them as PNGs that carry prompt, seed and settings.
+
+    Args:
+        prompts: `{}` (or the literal token) stands for the concept.
+        seed: Picture i of every prompt uses seed `seed + i`.
+        steps, guidance, size: The base model's defaults when None; size is `WIDTHxHEIGHT`.
+        stage: The concept as it was after this stage; the last by default.
+        out: Another folder than the project's samples.
+        grid: Also write all of them on one sheet.
+
+    Raises:
+        InputError: nothing trained yet, a prompt without the concept, a wrong size, scheduler or stage.
+        DamagedError, BaseModelError, ResourceError: see `errors`.
+    """
+    if not prompts:
+        raise InputError("no prompt was given", 'for example "a photo of a {} on a beach", or --prompts FILE')
+    if n < 1:
+        raise InputError(f"-n must be at least 1, not {n}", None)
+    if scheduler not in SCHEDULERS:
+        raise InputError(f"there is no scheduler {scheduler!r}", f"schedulers: {', '.join(SCHEDULERS)}")
+    project, _ = open_project(Path(root))
+    card = concept.read_card(project)
+    requests = [Request(card.placeholder.prompt(text), seed + i) for text in prompts for i in range(n)]
+    loaded = load_concept(project, stage, device, precision, emit)
+    settings = settings_for(loaded, steps, guidance, size, scheduler, negative)
+    warn_of_long_prompts(loaded, [request.prompt for request in requests], emit)
+    folder = Path(out) if out is not None else project.samples
+    made: list[GeneratedPicture] = []
+    images: list[Image.Image] = []
+    spoken = [text for text in prompts for _ in range(n)]
+    emit(Advanced(0, len(requests)))
+    for picture, request, text in zip(sample(loaded.components, requests, settings), requests, spoken, strict=True):
+        if is_black(picture):
+            emit(Warned(f"the picture of seed {request.seed} is all black; try --precision float32"))
+        metadata = {**_metadata(loaded, settings), "prompt": request.prompt, "seed": request.seed}
+        path = save_picture(folder, f"{slug(text.replace('{}', card.placeholder.category))}-{request.seed}", picture, metadata)
+        made.append(GeneratedPicture(path, text, request.seed))
+        images.append(picture)
+        emit(Advanced(len(made), len(requests)))
+    sheet = _save_grid(folder, images, n, prompts, _metadata(loaded, settings)) if grid else None
+    return Generated(project, card.run, loaded.stage, settings, tuple(made), sheet)
+
+
+def load_concept(
+    project: Project, stage: StageName | None, device: str, precision: str, emit: Emit
+) -> LoadedConcept:
+    """Loads the base model a concept was trained on, and the concept into it.
+
+    Raises:
+        InputError: nothing trained yet, or no such stage.
+        DamagedError, BaseModelError, ResourceError: see `errors`.
+    """
+    card = concept.read_card(project)
+    chosen = card.stage(stage)
+    place = resolve_device(device)
+    dtype = _DTYPES[resolve_precision(precision, place)]
+    base = resolve(card.document["base"]["model"], revision=card.document["base"]["revision"])
+    components = load_components(base)
+    concept.apply(project, card, chosen, components)
+    if card.smoke:
+        emit(Warned("this concept comes from a smoke test: it has hardly learned anything"))
+    for model in (components.unet, components.vae, *(encoder.model for encoder in components.text_encoders)):
+        model.to(dtype)
+    return LoadedConcept(project, card, base, chosen, components.to(place))
+
+
+def settings_for(
+    loaded: LoadedConcept,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: str | None = None,
+    scheduler: str = "dpm++",
+    negative: str = "",
+) -> SamplingSettings:
+    """Sampling settings with the base model's defaults filled in.
+
+    Raises:
+        InputError: a size or a number of steps that cannot be.
+    """
+    resolution = int(loaded.card.document["plan"]["resolution"])
+    width, height = parse_size(size) if size else (resolution, resolution)
+    steps = steps if steps is not None else loaded.base.entry.sampling_steps
+    if not 1 <= steps <= 1000:
+        raise InputError(f"--steps must be between 1 and 1000, not {steps}", None)
+    guidance = guidance if guidance is not None else loaded.base.entry.guidance
+    if not 0 <= guidance <= 100:
+        raise InputError(f"--guidance must be between 0 and 100, not {guidance:g}", None)
+    return SamplingSettings(steps, guidance, width, height, scheduler, negative)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`512x768` as (width, height).
+
+    Raises:
+        InputError: not that form, not multiples of 8, or out of bounds.
+    """
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text.strip())
+    if match is None:
+        raise InputError(f"--size must look like 512x512 (width x height), not {text!r}", None)
+    width, height = int(match[1]), int(match[2])
+    if width % 8 or height % 8 or not (32 <= width <= 4096 and 32 <= height <= 4096):
+        raise InputError(f"--size {text}: both sides must be multiples of 8 between 32 and 4096", None)
+    return width, height
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts from a text file: one a line; blank lines and lines that begin with # do not count.
+
+    Raises:
+        InputError: unreadable, too large, or without any prompt.
+    """
+    try:
+        if path.stat().st_size > MAX_PROMPTS_BYTES:
+            raise InputError(f"{path} is larger than {MAX_PROMPTS_BYTES // 1_000_000} MB", "one prompt a line")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text", "one prompt a line") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", None) from None
+    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise InputError(f"{path} holds no prompt", 'one a line, for example: a photo of a {} on a beach')
+    return prompts
+
+
+def warn_of_long_prompts(loaded: LoadedConcept, texts: Sequence[str], emit: Emit) -> None:
+    """Warns of prompts whose end the model does not see.
+
+    Raises:
+        InputError: the concept itself would be cut off.
+    """
+    (encoder,) = loaded.components.text_encoders
+    length = maximum_length(encoder.tokenizer, encoder.model)
+    for text in dict.fromkeys(texts):
+        warning = check_length(encoder.tokenizer, loaded.card.placeholder, text, length)
+        if warning:
+            emit(Warned(warning))
+
+
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _metadata(loaded: LoadedConcept, settings: SamplingSettings) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        **dataclasses.asdict(settings),
+        "stage": loaded.stage,
+        "run": loaded.card.run,
+        "digest": loaded.card.document["digest"],
+        "base": loaded.card.document["base"]["model"],
+        "smoke": loaded.card.smoke,
+    }
+
+
+def _save_grid(
+    folder: Path, images: Sequence[Image.Image], n: int, prompts: Sequence[str], metadata: dict[str, Any]
+) -> Path:
+    sheet = contact_sheet(images, columns=n if len(prompts) > 1 else None)
+    return save_picture(folder, f"grid-{slug(prompts[0].replace('{}', ''))}", sheet, {**metadata, "prompts": list(prompts)})

@@ -1,0 +1,239 @@
+"""A folder of photos becomes a concept project: pictures checked and copied in, base model fetched, manifest written.
+
+Everything is checked before the first byte is written, and the manifest comes last: until it exists there is no project.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnbooth_cli.engine.base_models import BUNDLED, DEFAULT_MODEL, BaseModel, resolve
+from attnbooth_cli.errors import InputError
+from attnbooth_cli.events import Emit, Warned, ignore
+from attnbooth_cli.project import durable, pictures
+from attnbooth_cli.project.lock import locked
+from attnbooth_cli.project.manifest import Manifest, check_category, check_token, manifest_text
+from attnbooth_cli.project.project import MANIFEST_NAME, Project, open_project
+from attnbooth_cli.project.samples import slug
+
+EXAMPLE = ("mushroom", "mushroom")
+"""Folder under `assets/example` and category of `init --example`."""
+
+KNOWN_PIECE_LENGTH = 3.0
+"""A folder name is taken as a category only if its words' pieces average this many characters (our choice)."""
+
+_NOT_CATEGORIES = {
+    "100canon", "album", "archive", "camera", "camera roll", "concept", "data", "dataset", "dcim", "desktop",
+    "documents", "downloads", "dsc", "dscf", "dscn", "folder", "image", "images", "img", "input", "instance", "mvi",
+    "new folder", "output", "photo", "photos", "pic", "pics", "picture", "pictures", "project", "pxl", "sample",
+    "samples", "screenshot", "screenshots", "temp", "test", "tmp", "train", "training", "untitled", "untitled folder",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What `init` is told; None means "not said".
+
+    Attributes:
+        model: A base model's reference.
+        token: The text that stands for [V].
+    """
+
+    category: str | None = None
+    model: str | None = None
+    token: str | None = None
+    resolution: int | None = None
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What `init` did.
+
+    Attributes:
+        pieces: How the base model's tokenizer reads the category; [V] starts from the first.
+        derived: Whether the category came from the folder's name.
+    """
+
+    project: Project
+    category: str
+    token: str
+    model: str
+    revision: str | None
+    resolution: int
+    pictures: tuple[Path, ...]
+    notes: tuple[str, ...]
+    skipped: tuple[str, ...]
+    pieces: tuple[str, ...]
+    derived: bool
+
+
+def init(
+    root: Path | str,
+    *,
+    images: Sequence[Path | str] = (),
+    category: str | None = None,
+    model: str | None = None,
+    token: str | None = None,
+    resolution: int | None = None,
+    force: bool = False,
+    example: bool = False,
+    emit: Emit = ignore,
+    bars: bool = False,
+) -> Initialised:
+    """Makes `root` a project.
+
+    Args:
+        images: Pictures, or folders of them; without any, `root/images` or `root` itself.
+        category: The noun the concept is one of; derived from the folder's name when absent.
+        model: Base model; the paper's by default, downloaded and pinned if it is on the hub.
+        force: Replace an existing manifest (pictures are added, runs and concept stay).
+        example: Bundled pictures and the bundled base model.
+        bars: Whether a download may draw progress bars.
+
+    Raises:
+        InputError: no usable pictures, no category, a category or token that will not do, or a project is there.
+        BaseModelError: the base model cannot be obtained.
+        ResourceError: the place cannot be written.
+    """
+    project = Project(Path(root))
+    _require_place(project, force)
+    if example:
+        folder, example_category = EXAMPLE
+        images = images or [Path(__file__).parent.parent / "assets" / "example" / folder]
+        category, model = category or example_category, model or BUNDLED
+    survey = pictures.survey([Path(image) for image in images] or [_own_pictures(project)])
+    base = resolve(model or DEFAULT_MODEL, download=True, say=lambda text: emit(Warned(text)), bars=bars)
+    category, token, pieces, derived = _names(project, base, Declaration(category, model, token, resolution))
+    for warning in pictures.warnings_about(survey, resolution or base.resolution):
+        emit(Warned(warning))
+    with durable.explained_write(project.root):
+        project.root.mkdir(parents=True, exist_ok=True)
+    with locked(project.root):
+        copied = pictures.copy_in(survey, project.root / "images")
+        text = manifest_text(
+            name=project.name,
+            category=category,
+            token=token,
+            model=str(base.path.resolve()) if base.kind in ("folder", "file") else base.ref,
+            revision=base.revision,
+            resolution=resolution,
+        )
+        durable.write_text(project.manifest, text)
+    return Initialised(
+        project=project,
+        category=category,
+        token=token,
+        model=base.ref,
+        revision=base.revision,
+        resolution=resolution or base.resolution,
+        pictures=copied,
+        notes=tuple(f"{picture.path.name}: {note}" for picture in survey.pictures for note in picture.notes),
+        skipped=tuple(f"{skipped.path.name}: {skipped.reason}" for skipped in survey.skipped),
+        pieces=pieces,
+        derived=derived,
+    )
+
+
+def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: bool = False) -> Initialised | None:
+    """Initialises a folder of pictures in place, the originals untouched; does nothing where there is a manifest.
+
+    Raises:
+        InputError: the manifest that is there says otherwise than `declaration`; and as `init`.
+    """
+    project = Project(root)
+    if project.manifest.exists():
+        _require_agreement(project, open_project(root)[1], declaration)
+        return None
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}", f"attnbooth init {root} --category cat --images PHOTOS")
+    return init(
+        root,
+        category=declaration.category,
+        model=declaration.model,
+        token=declaration.token,
+        resolution=declaration.resolution,
+        emit=emit,
+        bars=bars,
+    )
+
+
+def category_from_name(name: str) -> str | None:
+    """`my_cat` -> cat, `the-red-teapot2` -> red teapot; None for camera junk and the like."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", name).lower().split()
+    if words and words[0] in ("my", "the"):
+        words = words[1:]
+    text = re.sub(r"[\d ]+$", "", " ".join(words))
+    if not text or text in _NOT_CATEGORIES or any(character.isdigit() for character in text):
+        return None
+    return text
+
+
+def _names(
+    project: Project, base: BaseModel, declared: Declaration
+) -> tuple[str, str, tuple[str, ...], bool]:
+    """Category, token, the category's pieces, and whether the category was derived; all checked by the tokenizer."""
+    from attnbooth_cli.engine.families import load_tokenizer
+    from attnbooth_cli.engine.tokens import category_pieces, placeholder, require_new_token
+
+    tokenizer = load_tokenizer(base)
+    derived = declared.category is None
+    category = declared.category or category_from_name(project.name)
+    ask = f"say what it is: attnbooth init {project.root} --category cat"
+    if category is None:
+        raise InputError(f"the folder's name {project.name!r} does not say what the concept is", ask)
+    category = _checked("--category", check_category, category)
+    if derived and not _well_known(tokenizer, category):
+        raise InputError(
+            f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows", ask
+        )
+    pieces = category_pieces(tokenizer, category)
+    token = _checked("--token", check_token, declared.token or f"<{slug(project.name, 40)}>")
+    require_new_token(tokenizer, placeholder(token, 1, category))
+    return category, token, pieces, derived
+
+
+def _well_known(tokenizer: Any, category: str) -> bool:
+    counts = [(len(word), len(tokenizer.tokenize(word))) for word in category.split()]
+    return all(pieces == 1 or length / max(pieces, 1) >= KNOWN_PIECE_LENGTH for length, pieces in counts)
+
+
+def _checked(flag: str, check: Callable[[str], str], text: str) -> str:
+    try:
+        return check(text)
+    except ValueError as error:
+        raise InputError(f"{flag} {error}", None) from None
+
+
+def _require_place(project: Project, force: bool) -> None:
+    if project.root.exists() and not project.root.is_dir():
+        raise InputError(f"{project.root} is a file, not a folder", "choose another name for the project")
+    if project.manifest.exists() and not force:
+        raise InputError(
+            f"{project.root} is a project already ({MANIFEST_NAME} exists)",
+            f"attnbooth train {project.root}, or init with --force to write a new manifest",
+        )
+
+
+def _own_pictures(project: Project) -> Path:
+    """Where an in-place `init` takes pictures from."""
+    if not project.root.is_dir():
+        raise InputError("no pictures were given", f"attnbooth init {project.root} --images FOLDER --category cat")
+    images = project.root / "images"
+    return images if images.is_dir() and any(images.iterdir()) else project.root
+
+
+def _require_agreement(project: Project, manifest: Manifest, declaration: Declaration) -> None:
+    said = {
+        "category": (declaration.category, manifest.concept.category),
+        "token": (declaration.token, manifest.concept.token),
+        "model": (declaration.model, manifest.base.model),
+        "resolution": (declaration.resolution, manifest.train.resolution),
+    }
+    for name, (wanted, declared) in said.items():
+        if wanted is not None and wanted != declared:
+            hint = "--set train.resolution=N" if name == "resolution" else f"change it in {MANIFEST_NAME}"
+            raise InputError(f"--{name} {wanted} contradicts {project.manifest} ({declared})", f"leave it out, or {hint}")

@@ -1,0 +1,81 @@
+"""The objective: diffusion loss plus attention regularisation (METHOD "Objective", paper section 4.3).
+
+Letters in shapes: l layers, b samples, h heads, p query positions, t prompt tokens, v [V] tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What one cross-attention layer's maps say about a few prompt tokens.
+
+    Attributes:
+        mean: [b, t] float32, the mean attention probability over heads and positions jointly.
+        variance: [b, t] float32, the unbiased variance over heads and positions jointly.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+
+def token_statistics(probabilities: Tensor) -> TokenStatistics:
+    """Reduces attention probabilities over heads and positions jointly.
+
+    Args:
+        probabilities: [b, h, p, t] softmax probabilities of the tokens of interest, any float dtype.
+    """
+    values = probabilities.float().flatten(1, 2)  # [b, h*p, t]
+    variance, mean = torch.var_mean(values, dim=1)
+    return TokenStatistics(mean=mean, variance=variance)
+
+
+def diffusion_target(noise_scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    """The U-Net's target by the scheduler's `prediction_type`, of the same shape as `latents`.
+
+    Raises:
+        ValueError: a prediction type other than epsilon and v_prediction.
+    """
+    match noise_scheduler.config.prediction_type:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            target: Tensor = noise_scheduler.get_velocity(latents, noise, timesteps)
+            return target
+        case other:
+            raise ValueError(f"unsupported prediction type {other!r}")
+
+
+def diffusion_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over everything, in float32. Returns a scalar."""
+    return F.mse_loss(prediction.float(), target.float(), reduction="mean")
+
+
+def attention_regularisation(
+    statistics: Sequence[TokenStatistics], mean_weight: float, variance_weight: float
+) -> Tensor:
+    """R = 1/L sum_l sum_b mean_v [ lambda_mu (mu_v - mu_c)^2 + lambda_sigma (s2_v - s2_c)^2 ].
+
+    The sum over the batch is not divided by its size (the reference's behaviour), and neither side is detached.
+
+    Args:
+        statistics: One entry a layer; the last token column is the category's first token c, the others are [V].
+        mean_weight: lambda_mu.
+        variance_weight: lambda_sigma.
+
+    Returns:
+        Scalar, float32.
+    """
+    mean = torch.stack([layer.mean for layer in statistics])  # [l, b, v + 1]
+    variance = torch.stack([layer.variance for layer in statistics])  # [l, b, v + 1]
+    mean_gap = (mean[..., :-1] - mean[..., -1:]).square()
+    variance_gap = (variance[..., :-1] - variance[..., -1:]).square()
+    per_sample = (mean_weight * mean_gap + variance_weight * variance_gap).mean(dim=-1)  # [l, b]
+    return per_sample.sum(dim=1).mean()

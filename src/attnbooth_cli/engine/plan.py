@@ -1,0 +1,366 @@
+"""From what was asked to one frozen plan with every value resolved and its origin known.
+
+Layers, weakest first: METHOD's defaults, the base model's entry, the method's entry, presets, the user's config file,
+the manifest, `ATTNBOOTH_*` variables, flags and `--set`. Imports neither torch nor diffusers, so that `--dry-run` and
+argument errors are immediate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel as PydanticModel
+from pydantic import TypeAdapter, ValidationError
+
+from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS, STAGE_NAMES, Method, Stage, StageName
+from attnbooth_cli.errors import DamagedError, InputError
+from attnbooth_cli.project.manifest import Manifest, TrainTable, UserConfig, train_table
+
+DEFAULTS: dict[str, Any] = {
+    "train.method": ATTNDREAMBOOTH.name,
+    "train.seed": 0,
+    "train.resolution": 512,  # METHOD "Stages": Stable Diffusion 2.1-base at 512 pixels
+    "train.device": "auto",
+    "train.precision": "auto",  # float32 on CPU and MPS, else bf16, else fp16 with a gradient scaler
+    "train.save_precision": "float16",  # of concept/unet; checkpoints are always float32
+    "train.checkpoint_every": 50,
+    "train.sample_every": 0,  # 0: only at the end of each stage
+    "train.micro_batch_size": 0,  # 0: the whole batch at once
+    "train.gradient_checkpointing": False,
+    "train.regulariser": True,
+    "train.augmentation": "published",  # METHOD "Training pictures"
+    "train.augmentation_pool": 0,  # 0: a fresh augmentation for every draw
+}
+_STAGE_KEYS = ("enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight")
+_NOT_IDENTITY = {"device", "checkpoint_every", "sample_every", "micro_batch_size", "gradient_checkpointing"}
+
+SMOKE_STEPS = 2
+SMOKE_BATCH_SIZE = 2
+SMOKE_SAMPLING_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What is learned: `token` is [V], `category` the super-category C, `vectors` the number of embedding rows."""
+
+    name: str
+    category: str
+    token: str
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which base model: reference as declared, pinned revision, SHA-256 of the U-Net's weights."""
+
+    model: str
+    revision: str | None
+    sha256: str
+    prediction_type: str
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A training picture: its name inside the images folder and the SHA-256 of its bytes."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines a run. `origins` says where each setting's value came from."""
+
+    concept: Concept
+    base: Base
+    pictures: tuple[PictureFile, ...]
+    method: str
+    prompt: str
+    stages: tuple[Stage, ...]
+    seed: int
+    resolution: int
+    device: str
+    precision: Literal["auto", "float32", "bf16", "fp16"]
+    save_precision: Literal["float16", "float32"]
+    checkpoint_every: int
+    sample_every: int
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    augmentation: Literal["published", "upright", "none"]
+    augmentation_pool: int
+    smoke: bool
+    origins: dict[str, str]
+
+    def stages_until(self, until: StageName | None) -> tuple[Stage, ...]:
+        """The enabled stages up to and including `until` (all of them for None)."""
+        last = STAGE_NAMES.index(until) if until else len(STAGE_NAMES)
+        return tuple(stage for stage in self.stages if stage.enabled and STAGE_NAMES.index(stage.name) <= last)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The values that decide what is learned, flat; two plans that agree on them make the same concept."""
+        document = json.loads(plan_json(self))
+        for key in (*_NOT_IDENTITY, "origins"):
+            del document[key]
+        return _flatten(document)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over `identity`."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place: flat keys such as `train.unet.steps`."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+def build_plan(
+    manifest: Manifest,
+    *,
+    base: Base,
+    base_layer: Layer,
+    pictures: Sequence[PictureFile],
+    user_config: UserConfig | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+    fast: bool = False,
+    smoke: bool = False,
+) -> tuple[Plan, tuple[str, ...]]:
+    """Resolves every setting.
+
+    Args:
+        base_layer: What the base model's entry recommends.
+        flags: Values given by command-line flags, by setting key; None values count as not given.
+        assignments: `--set` arguments, `KEY=VALUE` with VALUE in TOML or bare text.
+        fast: Apply the method's `fast` preset.
+        smoke: Two steps a stage with two pictures each, over everything else.
+
+    Returns:
+        The plan and warnings (a manifest that overrides a named preset).
+
+    Raises:
+        InputError: an unknown key, a wrong value, an unknown method, or no stage left to train.
+    """
+    above = [
+        *([Layer("user config", _table_values(user_config.train))] if user_config else []),
+        Layer("attnbooth.toml", _table_values(manifest.train)),
+        _environment_layer(environment or {}),
+        _flags_layer(flags or {}),
+        _assignments_layer(assignments),
+    ]
+    method = _method(_last(above, "train.method") or DEFAULTS["train.method"])
+    preset = _preset_layer(method, "fast", "--fast") if fast else Layer("--fast", {})
+    layers = [Layer("default", DEFAULTS), base_layer, _method_layer(method), preset, *above]
+    if smoke:
+        layers.append(_smoke_layer())
+    values, origins = _merge(layers)
+    warnings = tuple(
+        f"{key} = {values[key]} ({origins[key]}) overrides {preset.origin} ({preset.values[key]})"
+        for key in preset.values
+        if origins[key] != preset.origin and not smoke
+    )
+    stages = tuple(_stage(name, values) for name in STAGE_NAMES)
+    if not any(stage.enabled for stage in stages):
+        raise InputError("every stage is disabled: nothing would be trained", "enable one of train.<stage>.enabled")
+    concept = manifest.concept
+    plan = Plan(
+        concept=Concept(concept.name, concept.category, concept.token, concept.vectors),
+        base=base,
+        pictures=tuple(pictures),
+        stages=stages,
+        smoke=smoke,
+        origins=origins,
+        **{
+            key: values[f"train.{key}"]
+            for key in (
+                "method prompt seed resolution device precision save_precision checkpoint_every sample_every "
+                "micro_batch_size gradient_checkpointing augmentation augmentation_pool"
+            ).split()
+        },
+    )
+    return plan, warnings
+
+
+def plan_json(plan: Plan) -> str:
+    """The plan as one JSON object."""
+    return json.dumps(dataclasses.asdict(plan), ensure_ascii=False)
+
+
+def plan_from_json(text: str, where: str) -> Plan:
+    """The inverse of `plan_json`.
+
+    Raises:
+        DamagedError: `text` is not a plan; `where` names its file.
+    """
+    try:
+        return TypeAdapter(Plan).validate_json(text)
+    except ValidationError as error:
+        raise DamagedError(
+            f"{where} is damaged ({error.error_count()} problems, the first: {error.errors()[0]['msg']})",
+            "start again with: attnbooth train --restart",
+        ) from None
+
+
+def settings_of(plan: Plan) -> dict[str, tuple[Any, str]]:
+    """Every setting of the plan with its origin, by key, in reading order: what `--dry-run` prints."""
+    document = dataclasses.asdict(plan)
+    table = {f"train.{key}": document[key] for key in document if f"train.{key}" in plan.origins}
+    for stage in plan.stages:
+        table |= {f"train.{stage.name}.{key}": getattr(stage, key) for key in _STAGE_KEYS}
+    return {key: (value, plan.origins[key]) for key, value in table.items()}
+
+
+def differences(old: Plan, new: Plan) -> tuple[str, ...]:
+    """What makes `new` another experiment than `old`, one phrase per setting."""
+    before, after = old.identity, new.identity
+    keys = dict.fromkeys([*before, *after])
+    changed = [key for key in keys if before.get(key) != after.get(key)]
+    return tuple(f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed)
+
+
+def _stage(name: StageName, values: Mapping[str, Any]) -> Stage:
+    fields = {key: values[f"train.{name}.{key}"] for key in _STAGE_KEYS}
+    if not values["train.regulariser"]:
+        fields |= {"mean_weight": 0.0, "variance_weight": 0.0}
+    return Stage(name=name, **fields)
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise InputError(f"there is no method {name!r}", f"methods: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _method_layer(method: Method) -> Layer:
+    values: dict[str, Any] = {"train.method": method.name, "train.prompt": method.prompt}
+    for stage in method.stages:
+        values |= {f"train.{stage.name}.{key}": getattr(stage, key) for key in _STAGE_KEYS}
+    return Layer(f"method {method.name}", values)
+
+
+def _preset_layer(method: Method, preset: str, flag: str) -> Layer:
+    changes = method.presets.get(preset)
+    if changes is None:
+        raise InputError(f"method {method.name} has no {preset} preset", f"leave {flag} out")
+    return Layer(flag, {f"train.{name}.{key}": value for name, keys in changes.items() for key, value in keys.items()})
+
+
+def _smoke_layer() -> Layer:
+    changes = {"steps": SMOKE_STEPS, "batch_size": SMOKE_BATCH_SIZE}
+    return Layer("--smoke", {f"train.{name}.{key}": value for name in STAGE_NAMES for key, value in changes.items()})
+
+
+def _environment_layer(environment: Mapping[str, str]) -> Layer:
+    names = {setting_variable(key): key for key in setting_keys()}
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith("ATTNBOOTH_TRAIN_"):
+            continue
+        if variable not in names:
+            near = difflib.get_close_matches(variable, names, n=1)
+            raise InputError(
+                f"unknown environment variable {variable}", f"did you mean {near[0]}?" if near else "unset it"
+            )
+        values |= _checked({names[variable]: _parse(text)}, variable)
+    return Layer("environment", values)
+
+
+def _flags_layer(flags: Mapping[str, Any]) -> Layer:
+    given = {key: value for key, value in flags.items() if value is not None}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        values |= _checked({key: value}, "--" + key.removeprefix("train.").replace("_", "-"))
+    return Layer("command line", values)
+
+
+def _assignments_layer(assignments: Sequence[str]) -> Layer:
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals:
+            raise InputError(f"--set {assignment}: expected KEY=VALUE", "for example --set train.unet.steps=300")
+        if key not in setting_keys():
+            near = difflib.get_close_matches(key, setting_keys(), n=1)
+            raise InputError(
+                f"--set: unknown setting {key!r}",
+                f"did you mean {near[0]}?" if near else "attnbooth train --dry-run lists every setting",
+            )
+        values |= _checked({key: _parse(text.strip())}, f"--set {assignment}")
+    return Layer("--set", values)
+
+
+def setting_keys() -> tuple[str, ...]:
+    """Every key `--set` accepts."""
+    return tuple(_leaf_keys(TrainTable, "train"))
+
+
+def setting_variable(key: str) -> str:
+    """The environment variable of a setting: `train.unet.steps` -> `ATTNBOOTH_TRAIN_UNET_STEPS`."""
+    return "ATTNBOOTH_" + key.replace(".", "_").upper()
+
+
+def _leaf_keys(table: type[PydanticModel], prefix: str) -> Iterable[str]:
+    for name, field in table.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, PydanticModel):
+            yield from _leaf_keys(field.annotation, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}"
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _checked(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Validates flat `values` by the manifest's own rules and returns them as the rules read them."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *tables, leaf = key.split(".")[1:]
+        place = nested
+        for name in tables:
+            place = place.setdefault(name, {})
+        place[leaf] = value
+    return _table_values(train_table(nested, origin))
+
+
+def _table_values(table: TrainTable) -> dict[str, Any]:
+    return {f"train.{key}": value for key, value in _flatten(table.model_dump(exclude_none=True)).items()}
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            values[key], origins[key] = value, layer.origin
+    return values, origins
+
+
+def _last(layers: Sequence[Layer], key: str) -> Any:
+    return next((layer.values[key] for layer in reversed(layers) if key in layer.values), None)

@@ -1,0 +1,130 @@
+"""What `train` needs before torch: the project opened, pictures checked, base model found, plan built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from attnbooth_cli.engine.base_models import BaseModel, resolve
+from attnbooth_cli.engine.plan import Base, Layer, PictureFile, Plan, build_plan
+from attnbooth_cli.errors import BaseModelError, InputError
+from attnbooth_cli.project import durable, pictures
+from attnbooth_cli.project.manifest import Manifest, read_user_config
+from attnbooth_cli.project.project import Project, images_folder, open_project
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line may change; None and empty mean "not said". See `engine.plan` for the order of layers."""
+
+    fast: bool = False
+    smoke: bool = False
+    method: str | None = None
+    seed: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    save_precision: str | None = None
+    sample_every: int | None = None
+    settings: tuple[str, ...] = ()
+
+    def flags(self) -> dict[str, object]:
+        """The flags as settings."""
+        names = ("method", "seed", "device", "precision", "save_precision", "sample_every")
+        return {f"train.{name}": getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run starts from. `warnings` are sentences for the person."""
+
+    project: Project
+    manifest: Manifest
+    base: BaseModel
+    plan: Plan
+    warnings: tuple[str, ...]
+
+
+def prepare(root: Path, options: TrainOptions, environment: Mapping[str, str] = os.environ) -> Prepared:
+    """Opens a project and resolves its plan; writes nothing.
+
+    Raises:
+        InputError: no project, invalid manifest or settings, bad pictures.
+        BaseModelError: the base model is not on this machine.
+    """
+    project, manifest = open_project(root)
+    survey = pictures.survey([images_folder(project, manifest)])
+    base = resolve(manifest.base.model, revision=manifest.base.revision)
+    plan, warnings = build_plan(
+        manifest,
+        base=describe(base),
+        base_layer=Layer(f"base model {base.entry.name}", {"train.resolution": base.resolution}),
+        pictures=[PictureFile(picture.path.name, durable.sha256(picture.path)) for picture in survey.pictures],
+        user_config=read_user_config(user_config_path(environment)),
+        environment=environment,
+        flags=options.flags(),
+        assignments=options.settings,
+        fast=options.fast,
+        smoke=options.smoke,
+    )
+    return Prepared(project, manifest, base, plan, (*warnings, *pictures.warnings_about(survey, plan.resolution)))
+
+
+def user_config_path(environment: Mapping[str, str]) -> Path:
+    """The user's configuration file: `ATTNBOOTH_CONFIG`, or the platform's usual place."""
+    named = environment.get("ATTNBOOTH_CONFIG")
+    return Path(named) if named else platformdirs.user_config_path("attnbooth") / "config.toml"
+
+
+def describe(base: BaseModel) -> Base:
+    """The base model as plans record it."""
+    return Base(base.ref, base.revision, weights_sha256(base), base.prediction_type)
+
+
+def weights_sha256(base: BaseModel) -> str:
+    """SHA-256 that tells whether two copies of a base model have the same U-Net.
+
+    Of the file itself for a single file; otherwise of the U-Net's weight files in name order (their digests joined).
+    """
+    if base.kind == "file":
+        return durable.sha256(base.path)
+    pattern = f"*.{base.variant}.safetensors" if base.variant else "*.safetensors"
+    files = sorted((base.path / "unet").glob(pattern))
+    plain = [path for path in files if base.variant or ".fp16." not in path.name and ".non_ema." not in path.name]
+    digests = [durable.sha256(path) for path in plain]
+    return digests[0] if len(digests) == 1 else durable.sha256_of_text("\n".join(digests))
+
+
+def base_of_plan(plan: Plan) -> BaseModel:
+    """The base model a recorded plan was made with.
+
+    Raises:
+        BaseModelError: it is gone, or other weights stand in its place.
+    """
+    base = resolve(plan.base.model, revision=plan.base.revision)
+    if weights_sha256(base) != plan.base.sha256:
+        raise BaseModelError(
+            f"the base model {plan.base.model} has other weights than when this run began",
+            "put the former model back, or begin again with: attnbooth train --restart",
+        )
+    return base
+
+
+def check_pictures_of_plan(project: Project, manifest: Manifest, plan: Plan) -> list[Path]:
+    """The training pictures a recorded plan was made with, in its order.
+
+    Raises:
+        InputError: one is missing or changed.
+    """
+    folder = images_folder(project, manifest)
+    paths = [folder / picture.name for picture in plan.pictures]
+    for path, picture in zip(paths, plan.pictures, strict=True):
+        if not path.is_file() or durable.sha256(path) != picture.sha256:
+            raise InputError(
+                f"the training picture {path} is missing or changed since this run began",
+                f"put it back, or begin again with: attnbooth train {project.root} --restart",
+            )
+    return paths

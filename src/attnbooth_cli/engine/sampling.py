@@ -1,0 +1,121 @@
+"""Pictures from prompts: the one code path of training samples, `generate`, `eval` and `inspect-attn`.
+
+diffusers' own pipeline does the denoising. Every picture has its own seeded CPU generator, so it is the same whatever
+the batch it is made in (to 1/255) and whatever the device draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from attnbooth_cli.engine.families import FAMILIES, Components
+from attnbooth_cli.errors import InputError
+
+SCHEDULERS = {
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # METHOD "Sampling"
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+}
+"""Sampler name -> diffusers class and its settings beside the base model's own noise schedule."""
+
+BATCH_SIZE = 8
+"""Pictures made at once."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How pictures are made (METHOD "Sampling" for the defaults of real base models).
+
+    Attributes:
+        width, height: Pixels, multiples of 8.
+        negative: The negative prompt, encoded in the unconditional branch.
+    """
+
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    scheduler: str = "dpm++"
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to make: a prompt with [V] spelt out, and the seed of its initial noise."""
+
+    prompt: str
+    seed: int
+
+
+def sample(
+    components: Components,
+    requests: Sequence[Request],
+    settings: SamplingSettings,
+    *,
+    batch_size: int = BATCH_SIZE,
+    between_steps: Callable[[int], None] = lambda _: None,
+) -> Iterator[Image.Image]:
+    """Makes the pictures in order, a batch at a time.
+
+    Args:
+        components: On their device; their weights' dtype is the dtype of the computation.
+        between_steps: Called with the index of each finished denoising step.
+
+    Yields:
+        One RGB picture a request.
+
+    Raises:
+        InputError: an unknown scheduler.
+    """
+    family = FAMILIES[components.family]
+    pipeline = family.pipeline(components, make_scheduler(components, settings.scheduler))
+    with torch.no_grad():
+        texts = list(dict.fromkeys([settings.negative, *(request.prompt for request in requests)]))
+        encoded = {text: family.encode(components, [text])["encoder_hidden_states"] for text in texts}
+    for start in range(0, len(requests), batch_size):
+        batch = requests[start : start + batch_size]
+        yield from pipeline(
+            prompt_embeds=torch.cat([encoded[request.prompt] for request in batch]),
+            negative_prompt_embeds=torch.cat([encoded[settings.negative]] * len(batch)),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            width=settings.width,
+            height=settings.height,
+            generator=[torch.Generator().manual_seed(request.seed) for request in batch],
+            callback_on_step_end=_step_callback(between_steps),
+        ).images
+
+
+def make_scheduler(components: Components, name: str) -> Any:
+    """A diffusers sampler on the base model's noise schedule.
+
+    Raises:
+        InputError: the name is not in `SCHEDULERS`.
+    """
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise InputError(f"there is no scheduler {name!r}", f"schedulers: {', '.join(SCHEDULERS)}")
+    class_name, settings = SCHEDULERS[name]
+    return getattr(diffusers, class_name).from_config(components.noise_scheduler.config, **settings)
+
+
+def is_black(picture: Image.Image) -> bool:
+    """Whether a picture is all black, the usual sign of a numerical failure."""
+    return picture.getextrema() == ((0, 0), (0, 0), (0, 0))
+
+
+def _step_callback(between_steps: Callable[[int], None]) -> Callable[..., dict[str, Any]]:
+    def callback(_pipeline: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        between_steps(step)
+        return kwargs
+
+    return callback

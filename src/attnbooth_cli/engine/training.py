@@ -1,0 +1,550 @@
+"""From a project to a concept: plan, stages, artefacts (METHOD, all of it).
+
+A run is a folder `runs/NAME`: the plan it follows, its events, its checkpoints and the result of each finished stage.
+`train` begins or continues one, `resume` continues one, and both end by publishing `concept/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnbooth_cli import __version__
+from attnbooth_cli.engine import checkpoint, concept
+from attnbooth_cli.engine.attention import fused
+from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.checkpoint import Checkpoint
+from attnbooth_cli.engine.data import AUGMENTATIONS, LatentSource, load_pictures
+from attnbooth_cli.engine.devices import decided_by_main, is_main_process, make_accelerator, resolve_device, resolve_precision
+from attnbooth_cli.engine.families import ComponentPool, Components
+from attnbooth_cli.engine.loop import Progress, Subject, optimizer_tensors, run_stage, trainable_parameters
+from attnbooth_cli.engine.methods import METHODS, Stage, StageName
+from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan, differences, plan_from_json, plan_json
+from attnbooth_cli.engine.preparation import (
+    TrainOptions,
+    base_of_plan,
+    check_pictures_of_plan,
+    prepare,
+)
+from attnbooth_cli.engine.sampling import Request, SamplingSettings, is_black, sample
+from attnbooth_cli.engine.tokens import add_placeholder, placeholder, write_rows
+from attnbooth_cli.engine.trial import estimate_seconds
+from attnbooth_cli.engine.weights import all_finite
+from attnbooth_cli.errors import DamagedError, DivergedError, InputError, StoppedError
+from attnbooth_cli.events import (
+    Checkpointed,
+    Emit,
+    Finished,
+    Sampled,
+    StageFinished,
+    StageStarted,
+    Started,
+    Stepped,
+    Warned,
+    ignore,
+)
+from attnbooth_cli.project import durable
+from attnbooth_cli.project.lock import locked
+from attnbooth_cli.project.manifest import Manifest
+from attnbooth_cli.project.project import Project, open_project
+from attnbooth_cli.project.samples import save_picture
+from attnbooth_cli.project.state import Run, State, new_run_name, now, read_json_object, read_state, write_state
+
+SAMPLE_PROMPT = "a photo of a {} on the beach"
+"""The picture made at the end of each stage: the concept somewhere it was not photographed (our choice)."""
+
+ShouldStop = Callable[[], int]
+"""Returns the number of the signal that asked to stop, 0 for none."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things."""
+
+    project: Project
+    name: str
+
+    @property
+    def root(self) -> Path:
+        """`runs/NAME`."""
+        return self.project.runs / self.name
+
+    @property
+    def plan(self) -> Path:
+        """The resolved plan."""
+        return self.root / "plan.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable states inside stages."""
+        return self.root / "checkpoints"
+
+    @property
+    def stages(self) -> Path:
+        """The result of each finished stage."""
+        return self.root / "stages"
+
+    @property
+    def events(self) -> Path:
+        """Everything the run reported, one JSON object a line."""
+        return self.root / "events.jsonl"
+
+
+def train(
+    root: Path | str,
+    *,
+    options: TrainOptions | None = None,
+    fast: bool = False,
+    until: StageName | None = None,
+    restart: bool = False,
+    emit: Emit = ignore,
+    should_stop: ShouldStop = lambda: 0,
+    pool: ComponentPool | None = None,
+) -> Project:
+    """Trains a project's concept to the end of stage `until` (the last one by default), or continues its unfinished run.
+
+    Args:
+        options: Settings beside the manifest's; `fast=True` is short for `TrainOptions(fast=True)`.
+        restart: Begin a new run even if one is finished or unfinished; the former concept stays until the new one is
+            complete.
+        should_stop: Asked after every step; on a signal the state is saved and `StoppedError` raised.
+        pool: Shares a loaded base model between calls.
+
+    Raises:
+        InputError: manifest, settings, pictures; or an unfinished run was begun with other settings.
+        LockedError, DamagedError, ResourceError, BaseModelError, DivergedError, StoppedError: see `errors`.
+    """
+    options = options or TrainOptions(fast=fast)
+    prepared = prepare(Path(root), options)
+    project, plan = prepared.project, prepared.plan
+    for warning in prepared.warnings:
+        emit(Warned(warning))
+    with _only_writer(project):
+
+        def decide() -> Run:
+            found = None if restart else _run_to_continue(project, read_state(project), plan)
+            return found or _new_run(project, plan, fast=options.fast)
+
+        run = decided_by_main(decide, resolve_device(plan.device))
+        if run.status == "done" and {stage.name for stage in plan.stages_until(until)} <= set(run.stages):
+            emit(_nothing_to_do(project, run))
+            return project
+        _execute(project, prepared.manifest, run, prepared.base, until, emit, should_stop, pool or ComponentPool())
+    return project
+
+
+def resume(
+    root: Path | str,
+    *,
+    emit: Emit = ignore,
+    should_stop: ShouldStop = lambda: 0,
+    pool: ComponentPool | None = None,
+) -> Project:
+    """Continues the newest unfinished run with the plan it was begun with.
+
+    Raises:
+        InputError: nothing was ever begun, or a training picture changed.
+        Others: as `train`.
+    """
+    project, manifest = open_project(Path(root))
+    with _only_writer(project):
+        state = read_state(project)
+        if not state.runs:
+            raise InputError(f"{project.root} has no run to resume", f"attnbooth train {project.root}")
+        unfinished = [run for run in state.runs if run.status == "unfinished"]
+        if not unfinished:
+            emit(_nothing_to_do(project, state.runs[-1]))
+            return project
+        run = unfinished[-1]
+        base = base_of_plan(read_plan(RunFolder(project, run.name)))
+        _execute(project, manifest, run, base, None, emit, should_stop, pool or ComponentPool())
+    return project
+
+
+def read_plan(folder: RunFolder) -> Plan:
+    """The plan a run was begun with.
+
+    Raises:
+        DamagedError: it is missing or damaged.
+    """
+    document = read_json_object(folder.plan)
+    if document is None or "plan" not in document:
+        raise DamagedError(
+            f"{folder.plan} is missing or damaged", f"begin again: attnbooth train {folder.project.root} --restart"
+        )
+    return plan_from_json(json.dumps(document["plan"]), str(folder.plan))
+
+
+@dataclass
+class _Session:
+    """The live state of one run: what the hooks between the steps need."""
+
+    folder: RunFolder
+    plan: Plan
+    base: BaseModel
+    subject: Subject
+    accelerator: Any
+    emit: Emit
+    should_stop: ShouldStop
+    samples: list[str]
+
+    @property
+    def project(self) -> Project:
+        return self.folder.project
+
+    def after_step(self, progress: Progress) -> None:
+        """Reports; saves when it is time or a signal asks for it; makes the pictures asked for on the way."""
+        stage, step = progress.stage, progress.step
+        last = step == stage.steps
+        self.emit(
+            Stepped(
+                stage.name,
+                step,
+                stage.steps,
+                progress.losses.diffusion,
+                progress.losses.attention,
+                progress.seconds,
+            )
+        )
+        stop = self._agreed_stop()
+        due = self.plan.checkpoint_every and step % self.plan.checkpoint_every == 0
+        if not last and (due or stop):
+            self._save(progress)
+        if stop and not last:
+            self.stop(stop)
+        if not last and self.plan.sample_every and step % self.plan.sample_every == 0:
+            self.sample(stage, step)
+
+    def stop(self, signal_number: int) -> None:
+        """Ends the run after a signal; the state is saved already."""
+        raise StoppedError("stopped; everything is saved", f"attnbooth resume {self.project.root}", signal_number)
+
+    def stop_if_asked(self) -> None:
+        """`stop` if a signal arrived."""
+        if signal_number := self._agreed_stop():
+            self.stop(signal_number)
+
+    def _agreed_stop(self) -> int:
+        """The signal any process received: all of them must stop at the same step."""
+        mine = torch.tensor([self.should_stop()], device=self.accelerator.device)
+        if self.accelerator.num_processes == 1:
+            return int(mine)
+        return int(self.accelerator.reduce(mine, reduction="max"))
+
+    def _save(self, progress: Progress) -> None:
+        stage, step = progress.stage, progress.step
+        if not all_finite(progress.parameters):
+            raise DivergedError(
+                f"a trained weight is no longer finite at step {step} of stage {stage.name}; "
+                "the last good checkpoint is kept",
+                f"lower train.{stage.name}.learning_rate ({stage.learning_rate:g})",
+            )
+        if self.accelerator.is_main_process:
+            saved = checkpoint.save(
+                self.folder.checkpoints / checkpoint.checkpoint_name(stage.name, step),
+                stage.name,
+                step,
+                {"weights": progress.parameters, "optimizer": optimizer_tensors(progress)},
+                progress.scaler.state_dict() if progress.scaler is not None else None,
+            )
+            checkpoint.prune(self.folder.checkpoints)
+            self.emit(Checkpointed(stage.name, step, str(saved.folder)))
+        self.accelerator.wait_for_everyone()
+
+    def sample(self, stage: Stage, step: int) -> None:
+        """Makes one picture from the current weights (main process only)."""
+        if self.accelerator.is_main_process:
+            components, placeholder_ = self.subject.components, self.subject.placeholder
+            (encoder,) = components.text_encoders
+            write_rows(encoder.tokenizer, encoder.model, placeholder_, self.subject.rows)
+            settings = sampling_settings(self.base, self.plan)
+            request = Request(placeholder_.prompt(SAMPLE_PROMPT), self.plan.seed)
+            with fused(components.unet), self.accelerator.autocast():
+                (picture,) = sample(components, [request], settings)
+            if is_black(picture):
+                self.emit(Warned(f"the sample after step {step} of stage {stage.name} is all black"))
+            name = f"{self.folder.name}-{stage.name}" + ("" if step == stage.steps else f"-{step:06d}")
+            metadata = {
+                "prompt": request.prompt,
+                "seed": request.seed,
+                **dataclasses.asdict(settings),
+                "run": self.folder.name,
+                "stage": stage.name,
+                "step": step,
+                "smoke": self.plan.smoke,
+            }
+            path = save_picture(self.project.samples, name, picture, metadata)
+            self.samples.append(str(path))
+            self.emit(Sampled(stage.name, step, str(path), request.prompt, request.seed))
+        self.accelerator.wait_for_everyone()
+
+
+def sampling_settings(base: BaseModel, plan: Plan) -> SamplingSettings:
+    """How training samples are made: the base model's own defaults, four steps for a smoke test."""
+    steps = SMOKE_SAMPLING_STEPS if plan.smoke else base.entry.sampling_steps
+    return SamplingSettings(steps, base.entry.guidance, plan.resolution, plan.resolution)
+
+
+def _execute(
+    project: Project,
+    manifest: Manifest,
+    run: Run,
+    base: BaseModel,
+    until: StageName | None,
+    emit: Emit,
+    should_stop: ShouldStop,
+    pool: ComponentPool,
+) -> None:
+    """Runs every stage that is still to do, then publishes."""
+    started = time.monotonic()
+    folder = RunFolder(project, run.name)
+    plan = read_plan(folder)
+    picture_paths = check_pictures_of_plan(project, manifest, plan)
+    emit = _logged(folder, emit) if is_main_process() else ignore
+    device = resolve_device(plan.device)
+    accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
+    components = pool.take(base)
+    _require_space(folder, plan, components)
+    subject = _subject(components.to(accelerator.device), plan)
+    source = _source(picture_paths, plan, components)
+    session = _Session(folder, plan, base, subject, accelerator, emit, should_stop, [])
+    stages = plan.stages_until(until)
+    finished, resumed = _restore(folder, stages, subject, emit)
+    remaining = tuple(stage for stage in stages if stage.name not in finished)
+    already_done = resumed.step if resumed else 0
+    emit(
+        Started(
+            method=plan.method,
+            stages=tuple((stage.name, stage.steps) for stage in remaining),
+            pictures=len(plan.pictures),
+            token=plan.concept.token,
+            category=plan.concept.category,
+            base_model=plan.base.model,
+            resolution=plan.resolution,
+            device=str(accelerator.device),
+            precision=resolve_precision(plan.precision, device),
+            estimated_seconds=None if plan.smoke else estimate_seconds(remaining, already_done, subject, source, plan, accelerator),
+            resumed_from=f"{resumed.stage} {resumed.step}" if resumed else None,
+            smoke=plan.smoke,
+        )
+    )
+    for stage in remaining:
+        _run_stage(session, stage, source, resumed if resumed and resumed.stage == stage.name else None)
+        finished = (*finished, stage.name)
+        if accelerator.is_main_process:
+            _record(project, replace(run, stages=finished, status="unfinished"))
+        if stage is not remaining[-1]:
+            session.stop_if_asked()
+    if accelerator.is_main_process:
+        _finish(session, run, finished)
+    accelerator.wait_for_everyone()
+    emit(
+        Finished(
+            concept=str(project.concept),
+            stages=finished,
+            seconds=time.monotonic() - started,
+            samples=tuple(session.samples),
+            smoke=plan.smoke,
+        )
+    )
+
+
+def _run_stage(session: _Session, stage: Stage, source: LatentSource, resumed: Checkpoint | None) -> None:
+    plan, started = session.plan, time.monotonic()
+    session.emit(StageStarted(stage.name, resumed.step if resumed else 0, stage.steps))
+    run_stage(
+        stage,
+        session.subject,
+        source,
+        session.accelerator,
+        METHODS[plan.method].optimizer,
+        micro_batch_size=plan.micro_batch_size,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        resume=resumed,
+        after_step=session.after_step,
+    )
+    (encoder,) = session.subject.components.text_encoders
+    write_rows(encoder.tokenizer, encoder.model, session.subject.placeholder, session.subject.rows)
+    if session.accelerator.is_main_process:
+        weights = trainable_parameters(session.subject, stage.name)
+        place = session.folder.stages / stage.name
+        checkpoint.save(place, stage.name, stage.steps, {"weights": weights})
+        session.emit(Checkpointed(stage.name, stage.steps, str(place)))
+    session.accelerator.wait_for_everyone()
+    if not plan.smoke or stage is plan.stages_until(None)[-1]:
+        session.sample(stage, stage.steps)
+    session.emit(StageFinished(stage.name, stage.steps, stage.steps, time.monotonic() - started))
+
+
+def _restore(
+    folder: RunFolder, stages: tuple[Stage, ...], subject: Subject, emit: Emit
+) -> tuple[tuple[StageName, ...], Checkpoint | None]:
+    """Loads the results of finished stages, in order, and finds the checkpoint to continue from."""
+    finished: tuple[StageName, ...] = ()
+    for stage in stages:
+        try:
+            result = checkpoint.read(folder.stages / stage.name)
+        except DamagedError as error:
+            if (folder.stages / stage.name).exists():
+                emit(Warned(f"{error.message}; stage {stage.name} is done again"))
+            break
+        _load(subject, stage.name, result)
+        finished = (*finished, stage.name)
+    found, skipped = checkpoint.newest(folder.checkpoints)
+    for sentence in skipped:
+        emit(Warned(sentence))
+    upcoming = [stage.name for stage in stages if stage.name not in finished]
+    if found and upcoming and found.stage == upcoming[0]:
+        return finished, found
+    return finished, None
+
+
+def _load(subject: Subject, stage: StageName, result: Checkpoint) -> None:
+    parameters = trainable_parameters(subject, stage)
+    weights = result.tensors("weights")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    (encoder,) = subject.components.text_encoders
+    write_rows(encoder.tokenizer, encoder.model, subject.placeholder, subject.rows)
+
+
+def _finish(session: _Session, run: Run, finished: tuple[StageName, ...]) -> None:
+    """Publishes the concept, makes it current, and drops what only an unfinished run needs."""
+    project, plan, folder = session.project, session.plan, session.folder
+    current = read_json_object(project.concept / concept.CARD)
+    if plan.smoke and current and not current.get("smoke"):
+        session.emit(Warned("concept/ holds a real concept, so the smoke test's result was not put there"))
+        _record(project, replace(run, stages=finished, status="done"))
+        return
+    attention: dict[str, Tensor] = {}
+    if "attention" in finished:
+        attention = checkpoint.read(folder.stages / "attention").tensors("weights")
+    subject = session.subject
+    concept.publish(
+        project,
+        folder.name,
+        plan,
+        {**dataclasses.asdict(plan.base), "family": session.base.family, "resolution": session.base.resolution},
+        finished,
+        subject.components,
+        subject.placeholder,
+        subject.rows,
+        attention,
+    )
+    _record(project, replace(run, stages=finished, status="done"), concept_run=folder.name)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    if "unet" in finished:
+        shutil.rmtree(folder.stages / "unet", ignore_errors=True)
+
+
+def _run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
+    """The run `train` goes on with: one with this plan, finished or not; None to begin a new one.
+
+    Raises:
+        InputError: an unfinished run with other settings would be left behind.
+    """
+    same = [run for run in state.runs if run.digest == plan.digest and (project.runs / run.name).is_dir()]
+    if same:
+        return same[-1]
+    others = [run for run in state.runs if run.status == "unfinished" and not run.smoke]
+    if others and not plan.smoke:
+        changed = differences(read_plan(RunFolder(project, others[-1].name)), plan)
+        raise InputError(
+            f"{project.root} has an unfinished run {others[-1].name} with other settings ({'; '.join(changed[:4])})",
+            f"attnbooth resume {project.root} continues it; attnbooth train {project.root} --restart begins anew",
+        )
+    return None
+
+
+def _new_run(project: Project, plan: Plan, *, fast: bool) -> Run:
+    label = plan.method + ("-smoke" if plan.smoke else "-fast" if fast else "")
+    run = Run(new_run_name(project, label), plan.digest, plan.smoke, "unfinished", created=now())
+    folder = RunFolder(project, run.name)
+    packages = ("torch", "diffusers", "transformers", "accelerate")
+    durable.write_json(
+        folder.plan,
+        {
+            "schema": 1,
+            "created": run.created,
+            "digest": run.digest,
+            "smoke": run.smoke,
+            "plan": json.loads(plan_json(plan)),
+            "versions": {
+                "attnbooth": __version__,
+                **{name: version(name) for name in packages},
+                "python": platform.python_version(),
+            },
+            "threads": torch.get_num_threads(),
+        },
+    )
+    _record(project, run)
+    return run
+
+
+def _record(project: Project, run: Run, concept_run: str | None = None) -> None:
+    state = read_state(project).with_run(run)
+    write_state(project, replace(state, concept_run=concept_run or state.concept_run))
+
+
+def _nothing_to_do(project: Project, run: Run) -> Finished:
+    return Finished(str(project.concept), run.stages, 0.0, nothing_to_do=True, smoke=run.smoke)
+
+
+def _subject(components: Components, plan: Plan) -> Subject:
+    (encoder,) = components.text_encoders
+    placeholder_ = placeholder(plan.concept.token, plan.concept.vectors, plan.concept.category)
+    rows = add_placeholder(encoder.tokenizer, encoder.model, placeholder_)
+    parameter = nn.Parameter(rows.to(components.device), requires_grad=False)
+    return Subject(components, placeholder_, parameter, placeholder_.prompt(plan.prompt))
+
+
+def _source(paths: list[Path], plan: Plan, components: Components) -> LatentSource:
+    return LatentSource(
+        pictures=load_pictures(paths, plan.resolution),
+        vae=components.vae,
+        seed=plan.seed,
+        resolution=plan.resolution,
+        train_timesteps=components.noise_scheduler.config.num_train_timesteps,
+        augment=AUGMENTATIONS[plan.augmentation],
+        pool=plan.augmentation_pool,
+    )
+
+
+def _require_space(folder: RunFolder, plan: Plan, components: Components) -> None:
+    """Refuses a run whose checkpoints and result would not fit (three states at once while the oldest is replaced)."""
+    parameters = sum(parameter.numel() for parameter in components.unet.parameters())
+    if all(stage.name != "unet" for stage in plan.stages if stage.enabled):
+        parameters //= 4  # cross-attention is a small part of any U-Net
+    state = parameters * 4 * 3  # weights and two moments, float32
+    states = checkpoint.KEPT + 1 if plan.checkpoint_every else 1
+    durable.require_free_space(folder.root, states * state + parameters * 4, "the checkpoints and the concept")
+
+
+def _logged(folder: RunFolder, emit: Emit) -> Emit:
+    """Also appends every event to the run's `events.jsonl`."""
+
+    def report(event: Any) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "event": event.name, **dataclasses.asdict(event)})
+        with durable.explained_write(folder.events), folder.events.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        emit(event)
+
+    return report
+
+
+def _only_writer(project: Project) -> Any:
+    """The project's lock, which the main process holds for all."""
+    return locked(project.root) if is_main_process() else nullcontext()

@@ -1,0 +1,63 @@
+"""How long it will take, from one measured trial step, said before the work begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from attnbooth_cli.engine.data import LatentSource
+from attnbooth_cli.engine.loop import (
+    Subject,
+    accumulate_gradients,
+    checkpointing,
+    conditioning_of,
+    only_trainable,
+    recording,
+    trainable_parameters,
+)
+from attnbooth_cli.engine.methods import Stage, StageName
+from attnbooth_cli.engine.plan import Plan
+
+TRIAL_BATCH = 4
+"""Most samples in a trial step."""
+
+RELATIVE_COST: dict[StageName, float] = {"embedding": 1.67 / 2.41, "attention": 1.70 / 2.41, "unet": 1.0}
+"""TFLOP of a stage's step over those of a step of stage `unet` (METHOD "Facts to know", SD 2.1)."""
+
+
+def estimate_seconds(
+    stages: Sequence[Stage],
+    already_done: int,
+    subject: Subject,
+    source: LatentSource,
+    plan: Plan,
+    accelerator: Any,
+) -> float | None:
+    """Seconds for `stages`, the first of which has `already_done` steps behind it.
+
+    The gradients of cross-attention training are computed twice and the second time is measured. Nothing changes by
+    it: no weight moves, and randomness is keyed, not consumed. None when there is nothing to do.
+    """
+    if not stages:
+        return None
+    size = min(TRIAL_BATCH, plan.micro_batch_size or TRIAL_BATCH, *(stage.batch_size for stage in stages))
+    trial = replace(plan.stages[1], name="attention", batch_size=size)
+    unet = subject.components.unet
+    with (
+        only_trainable(trainable_parameters(subject, trial.name)),
+        checkpointing(unet, plan.gradient_checkpointing),
+        recording(trial, subject) as recorder,
+    ):
+        conditioning = conditioning_of(trial, subject, accelerator)
+        for _ in range(2):
+            started = time.perf_counter()
+            accumulate_gradients(trial, 0, subject, source, accelerator, conditioning, recorder, plan.micro_batch_size)
+            seconds = time.perf_counter() - started
+    per_sample = seconds / size / RELATIVE_COST[trial.name]
+    steps = [stages[0].steps - already_done, *(stage.steps for stage in stages[1:])]
+    return sum(
+        count * stage.batch_size * RELATIVE_COST[stage.name] * per_sample
+        for count, stage in zip(steps, stages, strict=True)
+    )

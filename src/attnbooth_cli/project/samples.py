@@ -1,0 +1,65 @@
+"""Generated pictures on disk: never overwritten, and each PNG carries how it was made."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from attnbooth_cli.project import durable
+
+METADATA_KEY = "attnbooth"
+"""The PNG text chunk that holds the JSON object `save_picture` was given."""
+
+
+def save_picture(folder: Path, stem: str, picture: Image.Image, metadata: Mapping[str, Any]) -> Path:
+    """Writes `folder/stem.png`, or `stem-2.png` and so on if that exists.
+
+    Args:
+        metadata: JSON object: prompt, seed and settings.
+
+    Returns:
+        Where the picture is.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    info = PngInfo()
+    info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=info)
+    while True:
+        path = free_name(folder, stem, ".png")
+        try:
+            durable.write_new_bytes(path, buffer.getvalue())
+        except FileExistsError:
+            continue  # another process took the name in between
+        return path
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """What `save_picture` recorded in a PNG, or None."""
+    with Image.open(path, formats=["PNG"]) as picture:
+        text = picture.info.get(METADATA_KEY)
+    return json.loads(text) if isinstance(text, str) else None
+
+
+def free_name(folder: Path, stem: str, suffix: str) -> Path:
+    """`folder/stem+suffix`, or the first of `stem-2`, `stem-3`, ... that does not exist."""
+    path, number = folder / f"{stem}{suffix}", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}{suffix}", number + 1
+    return path
+
+
+def slug(text: str, length: int = 60) -> str:
+    """A prompt as part of a file name: lower-case ASCII words joined by hyphens."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")[:length].rstrip("-") or "picture"

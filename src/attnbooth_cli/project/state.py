@@ -1,0 +1,137 @@
+"""`state.json`: the index of runs and of the current concept. What it says can be rebuilt from `runs/` and `concept/`.
+
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from attnbooth_cli.errors import InputError
+from attnbooth_cli.project import durable
+from attnbooth_cli.project.project import Project
+
+SCHEMA = 1
+Status = Literal["unfinished", "done"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        digest: Of its plan; runs with the same digest make the same concept.
+        stages: The stages that are complete.
+        status: `done` once everything it was asked for is in `concept/`.
+    """
+
+    name: str
+    digest: str
+    smoke: bool
+    status: Status
+    stages: tuple[str, ...] = ()
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """Attributes:
+    runs: In the order they were begun.
+    concept_run: The run whose result is in `concept/`.
+    """
+
+    runs: tuple[Run, ...] = ()
+    concept_run: str | None = None
+
+    def run(self, name: str) -> Run:
+        """The run of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for run in self.runs:
+            if run.name == name:
+                return run
+        raise KeyError(name)
+
+    def with_run(self, run: Run) -> State:
+        """This state with `run` added, or put in the place of the one with its name."""
+        names = [other.name for other in self.runs]
+        if run.name not in names:
+            return replace(self, runs=(*self.runs, run))
+        return replace(self, runs=tuple(run if other.name == run.name else other for other in self.runs))
+
+
+def read_state(project: Project) -> State:
+    """Reads `state.json`; a missing or damaged one is rebuilt from the runs.
+
+    Raises:
+        InputError: written by a newer version of attnbooth.
+    """
+    try:
+        document = json.loads(project.state.read_text(encoding="utf-8"))
+        schema = document.pop("schema")
+        if schema > SCHEMA:
+            raise InputError(f"{project.state} has schema {schema}; this attnbooth reads up to {SCHEMA}", "upgrade it")
+        return TypeAdapter(State).validate_python(document)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+        return _rebuilt(project)
+
+
+def write_state(project: Project, state: State) -> None:
+    """Replaces `state.json`, durably.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    durable.write_json(project.state, {"schema": SCHEMA, **dataclasses.asdict(state)})
+
+
+def new_run_name(project: Project, label: str) -> str:
+    """A run name that sorts by time and is not taken: `001-attndreambooth-fast`."""
+    taken = [path.name.partition("-")[0] for path in project.runs.glob("*-*")] if project.runs.is_dir() else []
+    number = max((int(prefix) for prefix in taken if prefix.isdecimal()), default=0) + 1
+    return f"{number:03d}-{label}"
+
+
+def now() -> str:
+    """The present in UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if the file is missing or anything else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _rebuilt(project: Project) -> State:
+    concept = read_json_object(project.concept / "concept.json") or {}
+    state = State(concept_run=concept.get("run"))
+    for path in sorted(project.runs.glob("*/plan.json")) if project.runs.is_dir() else []:
+        document = read_json_object(path)
+        if document is None or not isinstance(document.get("digest"), str):
+            continue
+        name = path.parent.name
+        stages = tuple(sorted(p.parent.name for p in path.parent.glob("stages/*/checkpoint.json")))
+        finished = name == state.concept_run
+        run = Run(
+            name=name,
+            digest=document["digest"],
+            smoke=bool(document.get("smoke")),
+            status="done" if finished else "unfinished",
+            stages=tuple(concept.get("stages", ())) if finished else stages,
+            created=str(document.get("created", "")),
+        )
+        state = state.with_run(run)
+    return state
