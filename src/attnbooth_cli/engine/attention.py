@@ -143,7 +143,8 @@ def attention_probabilities(attn: Any, query: Tensor, key: Tensor, attention_mas
         mask = _mask(attn, attention_mask, key)
         if mask is not None:
             scores = scores + mask
-        return scores.softmax(dim=-1)
+        probabilities: Tensor = scores.softmax(dim=-1)
+        return probabilities
 
 
 def project_out(attn: Any, attended: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ one before it is used.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def save(
     Raises:
         ResourceError: it cannot be written; nothing remains of it.
     """
+    state = dict(scaler) if scaler else None
     with durable.new_directory(folder) as temporary:
         for name, tensors in parts.items():
             write_tensors(temporary / f"{name}.safetensors", tensors)
@@ -67,11 +69,11 @@ def save(
             "schema": SCHEMA,
             "stage": stage,
             "step": step,
-            "scaler": dict(scaler) if scaler else None,
+            "scaler": state,
             "files": {f"{name}.safetensors": durable.sha256(temporary / f"{name}.safetensors") for name in parts},
         }
         durable.write_json(temporary / MARKER, document)
-    return Checkpoint(folder, stage, step, document["scaler"])
+    return Checkpoint(folder, stage, step, state)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -94,7 +96,7 @@ def read(folder: Path) -> Checkpoint:
 
 def newest(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """The newest whole checkpoint under `folder`, and a sentence for each newer one that had to be skipped."""
-    skipped = []
+    skipped: list[str] = []
     for path in sorted(_checkpoints(folder), key=_order, reverse=True):
         try:
             return read(path), tuple(skipped)
@@ -115,9 +117,10 @@ def checkpoint_name(stage: StageName, step: int) -> str:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*-*") if _order(path) is not None] if folder.is_dir() else []
+    names = rf"({'|'.join(STAGE_NAMES)})-\d+"
+    return [path for path in folder.iterdir() if re.fullmatch(names, path.name)] if folder.is_dir() else []
 
 
-def _order(path: Path) -> tuple[int, int] | None:
+def _order(path: Path) -> tuple[int, int]:
     stage, _, step = path.name.partition("-")
-    return (STAGE_NAMES.index(stage), int(step)) if stage in STAGE_NAMES and step.isdecimal() else None  # type: ignore[arg-type]
+    return [str(name) for name in STAGE_NAMES].index(stage), int(step)

@@ -1,9 +1,9 @@
 """`concept/`: the result of training, published as one step and loaded with its hashes checked.
 
-    learned_embeds.safetensors   {token: [n, d]} float32, as diffusers' load_textual_inversion reads it
-    unet/                        a diffusers U-Net folder, after stage `unet`
-    stages/attention.safetensors the cross-attention tensors as stage `attention` left them
-    concept.json                 model-card data and the hashes of the other files; written last
+learned_embeds.safetensors   {token: [n, d]} float32, as diffusers' load_textual_inversion reads it
+unet/                        a diffusers U-Net folder, after stage `unet`
+stages/attention.safetensors the cross-attention tensors as stage `attention` left them
+concept.json                 model-card data and the hashes of the other files; written last
 """
 
 from __future__ import annotations

@@ -22,9 +22,8 @@ from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings,
 from attnbooth_cli.engine.tokens import check_length, maximum_length
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Advanced, Emit, Warned, ignore
-from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project, open_project
-from attnbooth_cli.project.samples import free_name, save_picture, slug
+from attnbooth_cli.project.samples import save_picture, slug
 from attnbooth_cli.reports.grids import contact_sheet
 
 MAX_PROMPTS_BYTES = 10_000_000
@@ -115,7 +114,9 @@ def generate(
         if is_black(picture):
             emit(Warned(f"the picture of seed {request.seed} is all black; try --precision float32"))
         metadata = {**_metadata(loaded, settings), "prompt": request.prompt, "seed": request.seed}
-        path = save_picture(folder, f"{slug(text.replace('{}', card.placeholder.category))}-{request.seed}", picture, metadata)
+        path = save_picture(
+            folder, f"{slug(text.replace('{}', card.placeholder.category))}-{request.seed}", picture, metadata
+        )
         made.append(GeneratedPicture(path, text, request.seed))
         images.append(picture)
         emit(Advanced(len(made), len(requests)))
@@ -123,9 +124,7 @@ def generate(
     return Generated(project, card.run, loaded.stage, settings, tuple(made), sheet)
 
 
-def load_concept(
-    project: Project, stage: StageName | None, device: str, precision: str, emit: Emit
-) -> LoadedConcept:
+def load_concept(project: Project, stage: StageName | None, device: str, precision: str, emit: Emit) -> LoadedConcept:
     """Loads the base model a concept was trained on, and the concept into it.
 
     Raises:
@@ -201,7 +200,7 @@ def read_prompts(path: Path) -> list[str]:
         raise InputError(f"cannot read {path}: {error.strerror}", None) from None
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
-        raise InputError(f"{path} holds no prompt", 'one a line, for example: a photo of a {} on a beach')
+        raise InputError(f"{path} holds no prompt", "one a line, for example: a photo of a {} on a beach")
     return prompts
 
 
@@ -238,4 +237,6 @@ def _save_grid(
     folder: Path, images: Sequence[Image.Image], n: int, prompts: Sequence[str], metadata: dict[str, Any]
 ) -> Path:
     sheet = contact_sheet(images, columns=n if len(prompts) > 1 else None)
-    return save_picture(folder, f"grid-{slug(prompts[0].replace('{}', ''))}", sheet, {**metadata, "prompts": list(prompts)})
+    return save_picture(
+        folder, f"grid-{slug(prompts[0].replace('{}', ''))}", sheet, {**metadata, "prompts": list(prompts)}
+    )

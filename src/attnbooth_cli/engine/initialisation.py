@@ -1,6 +1,6 @@
 """A folder of photos becomes a concept project: pictures checked and copied in, base model fetched, manifest written.
 
-Everything is checked before the first byte is written, and the manifest comes last: until it exists there is no project.
+Everything is checked before the first byte is written, and the manifest comes last: until then there is no project.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.lock import locked
-from attnbooth_cli.project.manifest import Manifest, check_category, check_token, manifest_text
+from attnbooth_cli.project.manifest import check_category, check_token, manifest_text
 from attnbooth_cli.project.project import MANIFEST_NAME, Project, open_project
 from attnbooth_cli.project.samples import slug
 
@@ -146,7 +146,7 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
     """
     project = Project(root)
     if project.manifest.exists():
-        _require_agreement(project, open_project(root)[1], declaration)
+        check_declaration(root, declaration)
         return None
     if not root.is_dir():
         raise InputError(f"there is no folder {root}", f"attnbooth init {root} --category cat --images PHOTOS")
@@ -161,6 +161,27 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
     )
 
 
+def check_declaration(root: Path, declaration: Declaration) -> None:
+    """Checks that what is declared on the command line is what a project's manifest says already.
+
+    Raises:
+        InputError: it is not, or this is no project.
+    """
+    project, manifest = open_project(root)
+    said = {
+        "category": (declaration.category, manifest.concept.category),
+        "token": (declaration.token, manifest.concept.token),
+        "model": (declaration.model, manifest.base.model),
+        "resolution": (declaration.resolution, manifest.train.resolution),
+    }
+    for name, (wanted, declared) in said.items():
+        if wanted is not None and wanted != declared:
+            hint = "--set train.resolution=N" if name == "resolution" else f"change it in {MANIFEST_NAME}"
+            raise InputError(
+                f"--{name} {wanted} contradicts {project.manifest} ({declared})", f"leave it out, or {hint}"
+            )
+
+
 def category_from_name(name: str) -> str | None:
     """`my_cat` -> cat, `the-red-teapot2` -> red teapot; None for camera junk and the like."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", name).lower().split()
@@ -172,9 +193,7 @@ def category_from_name(name: str) -> str | None:
     return text
 
 
-def _names(
-    project: Project, base: BaseModel, declared: Declaration
-) -> tuple[str, str, tuple[str, ...], bool]:
+def _names(project: Project, base: BaseModel, declared: Declaration) -> tuple[str, str, tuple[str, ...], bool]:
     """Category, token, the category's pieces, and whether the category was derived; all checked by the tokenizer."""
     from attnbooth_cli.engine.families import load_tokenizer
     from attnbooth_cli.engine.tokens import category_pieces, placeholder, require_new_token
@@ -187,9 +206,7 @@ def _names(
         raise InputError(f"the folder's name {project.name!r} does not say what the concept is", ask)
     category = _checked("--category", check_category, category)
     if derived and not _well_known(tokenizer, category):
-        raise InputError(
-            f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows", ask
-        )
+        raise InputError(f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows", ask)
     pieces = category_pieces(tokenizer, category)
     token = _checked("--token", check_token, declared.token or f"<{slug(project.name, 40)}>")
     require_new_token(tokenizer, placeholder(token, 1, category))
@@ -224,16 +241,3 @@ def _own_pictures(project: Project) -> Path:
         raise InputError("no pictures were given", f"attnbooth init {project.root} --images FOLDER --category cat")
     images = project.root / "images"
     return images if images.is_dir() and any(images.iterdir()) else project.root
-
-
-def _require_agreement(project: Project, manifest: Manifest, declaration: Declaration) -> None:
-    said = {
-        "category": (declaration.category, manifest.concept.category),
-        "token": (declaration.token, manifest.concept.token),
-        "model": (declaration.model, manifest.base.model),
-        "resolution": (declaration.resolution, manifest.train.resolution),
-    }
-    for name, (wanted, declared) in said.items():
-        if wanted is not None and wanted != declared:
-            hint = "--set train.resolution=N" if name == "resolution" else f"change it in {MANIFEST_NAME}"
-            raise InputError(f"--{name} {wanted} contradicts {project.manifest} ({declared})", f"leave it out, or {hint}")

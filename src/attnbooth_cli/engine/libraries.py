@@ -12,7 +12,7 @@ import warnings
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 # Advice to a program's developer, not to the person who runs it.
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|accelerate|huggingface_hub).*")
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)\b.*")
 
 import diffusers.utils.logging as diffusers_logging  # noqa: E402
 import transformers.utils.logging as transformers_logging  # noqa: E402

@@ -22,7 +22,13 @@ from attnbooth_cli.engine.data import Batch, LatentSource
 from attnbooth_cli.engine.families import FAMILIES, Components, Conditioning
 from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target
 from attnbooth_cli.engine.methods import AdamW, Stage, StageName
-from attnbooth_cli.engine.tokens import Placeholder, maximum_length, placeholder_ids, recorded_positions, substituted_rows
+from attnbooth_cli.engine.tokens import (
+    Placeholder,
+    maximum_length,
+    placeholder_ids,
+    recorded_positions,
+    substituted_rows,
+)
 from attnbooth_cli.engine.weights import all_finite
 from attnbooth_cli.errors import DivergedError
 
@@ -135,9 +141,7 @@ def run_stage(
                 optimizer.step()
                 _require_finite(stage, step + 1, losses, parameters)
                 seconds = time.perf_counter() - started
-                after_step(
-                    Progress(stage, step + 1, parameters, optimizer, accelerator.scaler, losses, seconds)
-                )
+                after_step(Progress(stage, step + 1, parameters, optimizer, accelerator.scaler, losses, seconds))
 
 
 def accumulate_gradients(

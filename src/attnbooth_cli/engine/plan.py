@@ -39,6 +39,10 @@ DEFAULTS: dict[str, Any] = {
     "train.augmentation_pool": 0,  # 0: a fresh augmentation for every draw
 }
 _STAGE_KEYS = ("enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight")
+_PLAIN_KEYS = (
+    "method", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
+    "sample_every", "micro_batch_size", "gradient_checkpointing", "augmentation", "augmentation_pool",
+)  # fmt: skip
 _NOT_IDENTITY = {"device", "checkpoint_every", "sample_every", "micro_batch_size", "gradient_checkpointing"}
 
 SMOKE_STEPS = 2
@@ -182,13 +186,7 @@ def build_plan(
         stages=stages,
         smoke=smoke,
         origins=origins,
-        **{
-            key: values[f"train.{key}"]
-            for key in (
-                "method prompt seed resolution device precision save_precision checkpoint_every sample_every "
-                "micro_batch_size gradient_checkpointing augmentation augmentation_pool"
-            ).split()
-        },
+        **{key: values[f"train.{key}"] for key in _PLAIN_KEYS},
     )
     return plan, warnings
 

@@ -93,7 +93,7 @@ def weights_sha256(base: BaseModel) -> str:
         return durable.sha256(base.path)
     pattern = f"*.{base.variant}.safetensors" if base.variant else "*.safetensors"
     files = sorted((base.path / "unet").glob(pattern))
-    plain = [path for path in files if base.variant or ".fp16." not in path.name and ".non_ema." not in path.name]
+    plain = [path for path in files if base.variant or (".fp16." not in path.name and ".non_ema." not in path.name)]
     digests = [durable.sha256(path) for path in plain]
     return digests[0] if len(digests) == 1 else durable.sha256_of_text("\n".join(digests))
 

@@ -16,7 +16,7 @@ from PIL import Image
 from attnbooth_cli.engine.families import FAMILIES, Components
 from attnbooth_cli.errors import InputError
 
-SCHEDULERS = {
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # METHOD "Sampling"
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),

@@ -62,7 +62,7 @@ def category_pieces(tokenizer: Any, category: str) -> tuple[str, ...]:
     """
     for word in category.split():
         pieces = tokenizer.tokenize(word)
-        if len(pieces) > 1 and len(word) / len(pieces) < MIN_PIECE_LENGTH or not pieces:
+        if (len(pieces) > 1 and len(word) / len(pieces) < MIN_PIECE_LENGTH) or not pieces:
             raise InputError(
                 f"the base model's tokenizer does not know the category {category!r} "
                 f"({word} becomes {' + '.join(map(_readable, pieces)) or 'nothing'})",
@@ -87,7 +87,7 @@ def add_placeholder(tokenizer: Any, text_encoder: Any, concept: Placeholder) -> 
     if len(tokenizer) > table.num_embeddings:
         text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     first_row = text_encoder.get_input_embeddings().weight[first_id].detach().float()
-    rows = first_row.expand(len(concept.tokens), -1).clone()
+    rows: Tensor = first_row.expand(len(concept.tokens), -1).clone()
     write_rows(tokenizer, text_encoder, concept, rows)
     return rows
 

@@ -27,7 +27,13 @@ from attnbooth_cli.engine.attention import fused
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.data import AUGMENTATIONS, LatentSource, load_pictures
-from attnbooth_cli.engine.devices import decided_by_main, is_main_process, make_accelerator, resolve_device, resolve_precision
+from attnbooth_cli.engine.devices import (
+    decided_by_main,
+    is_main_process,
+    make_accelerator,
+    resolve_device,
+    resolve_precision,
+)
 from attnbooth_cli.engine.families import ComponentPool, Components
 from attnbooth_cli.engine.loop import Progress, Subject, optimizer_tensors, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import METHODS, Stage, StageName
@@ -113,7 +119,7 @@ def train(
     should_stop: ShouldStop = lambda: 0,
     pool: ComponentPool | None = None,
 ) -> Project:
-    """Trains a project's concept to the end of stage `until` (the last one by default), or continues its unfinished run.
+    """Trains a project's concept to the end of stage `until` (the last by default), or continues its unfinished run.
 
     Args:
         options: Settings beside the manifest's; `fast=True` is short for `TrainOptions(fast=True)`.
@@ -323,7 +329,10 @@ def _execute(
     stages = plan.stages_until(until)
     finished, resumed = _restore(folder, stages, subject, emit)
     remaining = tuple(stage for stage in stages if stage.name not in finished)
-    already_done = resumed.step if resumed else 0
+    estimated = None
+    if not plan.smoke:
+        already_done = resumed.step if resumed else 0
+        estimated = estimate_seconds(remaining, already_done, subject, source, plan, accelerator)
     emit(
         Started(
             method=plan.method,
@@ -335,7 +344,7 @@ def _execute(
             resolution=plan.resolution,
             device=str(accelerator.device),
             precision=resolve_precision(plan.precision, device),
-            estimated_seconds=None if plan.smoke else estimate_seconds(remaining, already_done, subject, source, plan, accelerator),
+            estimated_seconds=estimated,
             resumed_from=f"{resumed.stage} {resumed.step}" if resumed else None,
             smoke=plan.smoke,
         )

@@ -1,4 +1,4 @@
-"""One writer per project. The operating system's lock (through filelock) dies with its process, so none is ever stale."""
+"""One writer a project. The operating system's lock (through filelock) dies with its process, so none goes stale."""
 
 from __future__ import annotations
 

@@ -68,7 +68,9 @@ def open_project(root: Path) -> tuple[Project, Manifest]:
     if not project.root.is_dir():
         raise InputError(f"there is no folder {root}", f"attnbooth init {root} --category cat --images PHOTOS")
     if not project.manifest.exists():
-        raise InputError(f"{root} is not a concept project (no {MANIFEST_NAME})", f"attnbooth init {root} --category ...")
+        raise InputError(
+            f"{root} is not a concept project (no {MANIFEST_NAME})", f"attnbooth init {root} --category ..."
+        )
     return project, read_manifest(project.manifest)
 
 
@@ -80,7 +82,9 @@ def images_folder(project: Project, manifest: Manifest) -> Path:
     """
     folder = project.root / manifest.concept.images
     if not folder.is_dir():
-        raise InputError(f"{folder} does not exist", f"put the training pictures there, or run attnbooth init {project.root}")
+        raise InputError(
+            f"{folder} does not exist", f"put the training pictures there, or run attnbooth init {project.root}"
+        )
     inside = project.root.resolve()
     for path in (folder, *folder.iterdir()):
         if not path.resolve().is_relative_to(inside):

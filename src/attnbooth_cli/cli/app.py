@@ -1,0 +1,96 @@
+"""The command line: declares the commands, and turns every failure into a sentence and an exit code in one place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from attnbooth_cli import __version__
+from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.evaluate import evaluate
+from attnbooth_cli.cli.failures import explain
+from attnbooth_cli.cli.generate import generate
+from attnbooth_cli.cli.init import init
+from attnbooth_cli.cli.inspect_attn import inspect_attn
+from attnbooth_cli.cli.status import status
+from attnbooth_cli.cli.train import resume, train
+from attnbooth_cli.errors import BoothError, InputError
+
+BROKEN_PIPE = 141
+"""128 + SIGPIPE: whoever read our stdout has gone."""
+
+app = typer.Typer(
+    name="attnbooth",
+    help="Put your own cat into any picture you can describe (AttnDreamBooth for Stable Diffusion).",
+    rich_markup_mode=None,  # keeps rich out of --help, which must be fast
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"attnbooth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("init")(init)
+app.command("train")(train)
+app.command("resume")(resume)
+app.command("generate")(generate)
+app.command("eval")(evaluate)
+app.command("inspect-attn")(inspect_attn)
+app.command("status")(status)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code.
+
+    Args:
+        arguments: Without the program's name.
+    """
+    console = Console(
+        json="--json" in arguments,
+        quiet=bool({"--quiet", "-q"} & set(arguments)),
+        verbose=bool({"--verbose", "-v"} & set(arguments)),
+    )
+    try:
+        outcome = app(list(arguments), prog_name="attnbooth", standalone_mode=False)
+        sys.stdout.flush()
+        return outcome if isinstance(outcome, int) else 0
+    except typer.TyperException as error:
+        console.failure(_usage(error, arguments))
+        return error.exit_code
+    except BoothError as error:
+        console.failure(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python would complain again while flushing stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        explained = explain(error)
+        console.failure(explained)
+        return explained.exit_code
+
+
+def _usage(error: typer.TyperException, arguments: Sequence[str]) -> InputError:
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    names = {info.name for info in app.registered_commands}
+    return InputError(error.format_message(), f"attnbooth {command + ' ' if command in names else ''}--help")

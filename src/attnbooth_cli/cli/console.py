@@ -1,0 +1,65 @@
+"""Where output goes: results to stdout, progress and messages to stderr, JSON when asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from attnbooth_cli.errors import BoothError
+
+SCHEMA = 1
+"""Of the JSON documents on stdout."""
+
+
+@dataclass(frozen=True)
+class Console:
+    """How one command speaks."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def interactive(self) -> bool:
+        """Whether bars and colour are welcome: stderr is a terminal and nobody said no."""
+        return (
+            sys.stderr.isatty()
+            and "NO_COLOR" not in os.environ
+            and os.environ.get("TERM") != "dumb"
+            and not self.json
+            and not self.quiet
+        )
+
+    def result(self, text: str) -> None:
+        """A line of the command's result, for people."""
+        if not self.json:
+            print(text, flush=True)
+
+    def document(self, event: str, project: object, run: str | None, **fields: Any) -> None:
+        """One JSON object on stdout."""
+        if self.json:
+            head = {"schema": SCHEMA, "event": event, "project": None if project is None else str(project), "run": run}
+            print(json.dumps({**head, **fields}, ensure_ascii=False, default=str), flush=True)
+
+    def message(self, text: str) -> None:
+        """Something the person should know, on stderr."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warning(self, text: str) -> None:
+        """A message that something may not be as the person thinks."""
+        self.message(f"note: {text}")
+
+    def failure(self, error: BoothError, project: object = None) -> None:
+        """An error, with what to do about it as the last line; also as JSON when asked for."""
+        self.document("error", project, None, exit_code=error.exit_code, message=error.message, hint=error.hint)
+        if self.verbose:
+            traceback.print_exception(error, file=sys.stderr)
+        word = "stopped" if error.exit_code > 128 else "error"
+        print(f"{word}: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr, flush=True)

@@ -1,0 +1,45 @@
+"""Commands over several projects: go on past failures, and end with one exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.failures import explain
+from attnbooth_cli.errors import BoothError, StoppedError
+
+
+def each_project(
+    console: Console,
+    projects: list[Path],
+    work: Callable[[Path], object],
+    failed: Callable[[Path, BoothError], Any] | None = None,
+) -> int:
+    """Calls `work` with every project.
+
+    Args:
+        failed: What to do with a failure; by default it is reported at once.
+
+    Returns:
+        0 if all went well; 1 if any failed unexpectedly; else the first failure's exit code; at once the signal's when
+        one stops the program.
+    """
+    report = failed or (lambda root, failure: console.failure(failure, root))
+    codes = []
+    for root in projects:
+        if len(projects) > 1:
+            console.message(f"== {root}")
+        try:
+            work(root)
+        except StoppedError as error:
+            report(root, error)
+            return error.exit_code
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            failure = explain(error)
+            report(root, failure)
+            codes.append(failure.exit_code)
+    return 1 if 1 in codes else codes[0] if codes else 0

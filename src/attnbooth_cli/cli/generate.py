@@ -1,0 +1,77 @@
+"""`attnbooth generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnbooth_cli.cli import options
+from attnbooth_cli.cli.console import Console
+
+
+def generate(
+    project: options.Project,
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="Prompts; {} stands for the concept.", show_default=False)
+    ] = None,
+    prompts: options.PromptsFile = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i uses seed N+i.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Denoising steps; the base model's own by default.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Guidance; the base model's own by default.")
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What the picture should not show.")] = "",
+    scheduler: Annotated[str, typer.Option(help="dpm++, ddim, euler, euler-a, unipc or pndm.")] = "dpm++",
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the training resolution by default.")] = None,
+    stage: Annotated[options.Stage | None, typer.Option(help="The concept as it was after this stage.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Another folder than the project's samples/.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")] = False,
+    device: options.Device = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Make pictures of the concept from prompts."""
+    from attnbooth_cli.cli.progress import shown
+    from attnbooth_cli.cli.signals import stop_at_once
+    from attnbooth_cli.engine.generation import generate as engine_generate
+    from attnbooth_cli.engine.generation import read_prompts
+
+    console = Console(json, quiet, verbose)
+    texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
+    with stop_at_once(), shown(console) as emit:
+        made = engine_generate(
+            project,
+            texts,
+            n=n,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            negative=negative,
+            scheduler=scheduler,
+            size=size,
+            stage=stage,
+            out=out,
+            grid=grid,
+            device=device or "auto",
+            emit=emit,
+        )
+    console.document(
+        "generate",
+        made.project.root,
+        made.run,
+        stage=made.stage,
+        settings=dataclasses.asdict(made.settings),
+        pictures=[dataclasses.asdict(picture) for picture in made.pictures],
+        grid=made.grid,
+    )
+    for picture in made.pictures:
+        console.result(str(picture.path))
+    if made.grid:
+        console.result(str(made.grid))

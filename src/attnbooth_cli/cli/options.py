@@ -1,0 +1,24 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from attnbooth_cli.engine.methods import StageName
+
+Stage = StageName
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+
+Project = Annotated[Path, typer.Argument(help="The concept project's folder.", show_default=False)]
+Projects = Annotated[list[Path], typer.Argument(help="One or more concept projects.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More messages, and tracebacks of failures.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto by default. [env: ATTNBOOTH_TRAIN_DEVICE]"),
+]
+PromptsFile = Annotated[Path | None, typer.Option("--prompts", help="A text file of prompts, one a line.")]

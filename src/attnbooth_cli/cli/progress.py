@@ -1,0 +1,131 @@
+"""Draws engine events for people: one bar a stage on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attnbooth_cli.cli.console import Console
+from attnbooth_cli.events import (
+    Advanced,
+    Checkpointed,
+    Event,
+    Finished,
+    Sampled,
+    StageFinished,
+    StageStarted,
+    Started,
+    Stepped,
+    Warned,
+)
+
+LINES_PER_STAGE = 5
+"""How many progress lines a stage gets where there are no bars."""
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Callable[[Event], None]]:
+    """Yields a function that shows each event on stderr."""
+    if not console.interactive:
+        yield _Lines(console)
+        return
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=RichConsole(stderr=True), refresh_per_second=4) as progress:
+        yield _Bars(console, progress)
+
+
+def duration(seconds: float) -> str:
+    """`75` -> "1 min 15 s"."""
+    if seconds < 1:
+        return "under a second"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def plan_lines(event: Started) -> list[str]:
+    """What will happen and how long it should take, before it starts."""
+    stages = ", ".join(f"{name} ({steps} steps)" for name, steps in event.stages) or "none left"
+    learning = f"learning {event.token} ({event.category}) from {event.pictures} pictures"
+    return [
+        learning + (" - a smoke test, which learns next to nothing" if event.smoke else ""),
+        f"  on {event.base_model}, {event.resolution} pixels, {event.device}, {event.precision}",
+        f"  stages: {stages}",
+        *([f"  continuing from step {event.resumed_from}"] if event.resumed_from else []),
+        *([f"  about {duration(event.estimated_seconds)}, from a trial step"] if event.estimated_seconds else []),
+    ]
+
+
+class _Lines:
+    """Plain lines, few enough for a log file."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __call__(self, event: Event) -> None:
+        say = self.console.message
+        match event:
+            case Started():
+                for line in plan_lines(event):
+                    say(line)
+            case Stepped() if event.step == event.steps or event.step % max(1, event.steps // LINES_PER_STAGE) == 0:
+                say(f"{event.stage} {event.step}/{event.steps}: {losses(event)}, {event.seconds:.2f} s a step")
+            case Checkpointed() if self.console.verbose:
+                say(f"saved {event.path}")
+            case Sampled():
+                say(f"sample: {event.path}")
+            case StageFinished():
+                say(f"{event.stage} finished in {duration(event.seconds)}")
+            case Warned():
+                self.console.warning(event.message)
+
+
+class _Bars:
+    """Rich progress bars; messages appear above them."""
+
+    def __init__(self, console: Console, progress: Any) -> None:
+        self.console, self.progress = console, progress
+        self.task: Any = None
+
+    def __call__(self, event: Event) -> None:
+        say = self._say
+        match event:
+            case Started():
+                for line in plan_lines(event):
+                    say(line)
+            case StageStarted():
+                self.task = self.progress.add_task(event.stage, total=event.steps, completed=event.step, losses="")
+            case Stepped():
+                self.progress.update(self.task, completed=event.step, losses=losses(event))
+            case Checkpointed() if self.console.verbose:
+                say(f"saved {event.path}")
+            case Sampled():
+                say(f"sample: {event.path}")
+            case Warned():
+                say(f"note: {event.message}")
+            case Advanced():
+                if self.task is None:
+                    self.task = self.progress.add_task(event.what, total=event.total, losses="")
+                self.progress.update(self.task, completed=event.done)
+            case Finished():
+                self.progress.refresh()
+
+    def _say(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False)
+
+
+def losses(event: Stepped) -> str:
+    """Both terms of the objective."""
+    return f"diffusion {event.diffusion_loss:.4f}  attention {event.attention_loss:.2e}"

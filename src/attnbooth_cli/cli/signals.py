@@ -1,0 +1,55 @@
+"""Signals: training finishes its step and saves; everything else stops where it is, with nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from attnbooth_cli.errors import StoppedError
+
+_STOPPING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+@contextmanager
+def stop_at_safe_points(say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
+    """Yields a function that returns the first signal received, 0 until then; a second signal exits at once."""
+    received = 0
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        if received:
+            if sys.stderr.isatty():
+                sys.stderr.write("\x1b[?25h")  # progress bars hide the cursor
+            os._exit(128 + number)
+        received = number
+        say("finishing this step, then saving; once more stops at once")
+
+    with _handling(note):
+        yield lambda: received
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Turns a signal into `StoppedError` where the program is; what was written stays."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise StoppedError("stopped; what was finished is kept", None, number)
+
+    with _handling(stop):
+        yield
+
+
+@contextmanager
+def _handling(handler: Handler) -> Iterator[None]:
+    former = {number: signal.signal(number, handler) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, previous in former.items():
+            signal.signal(number, previous)

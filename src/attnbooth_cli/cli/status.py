@@ -1,0 +1,45 @@
+"""`attnbooth status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attnbooth_cli.cli import options
+from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.each import each_project
+
+
+def status(
+    projects: options.Projects,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Show what a project holds: concept, base model, runs, and what to do next."""
+    from attnbooth_cli.engine.status import project_status
+
+    console = Console(json, quiet, verbose)
+    found: list[dict[str, Any]] = []
+
+    def one(root: Path) -> None:
+        facts = project_status(root)
+        found.append({"project": str(root), **facts})
+        console.result(f"{root}: {facts['token']}, a {facts['category']}, {facts['pictures']} pictures")
+        console.result(f"  base model {facts['base_model']}")
+        for run in facts["runs"]:
+            stages = ", ".join(run["stages"]) or "no stage finished"
+            saved = f", checkpoint {run['checkpoints'][-1]}" if run["checkpoints"] else ""
+            console.result(f"  run {run['name']}: {run['status']} ({stages}{saved})")
+        if facts["concept"]:
+            console.result(f"  concept from run {facts['concept']['run']}")
+        console.result(f"  {facts['samples']} samples")
+        console.result(f"next: {facts['next']}")
+
+    code = each_project(console, projects, one)
+    if found and len(projects) == 1:
+        head = found[0]
+        console.document("status", head.pop("project"), (head["concept"] or {}).get("run"), **head)
+    elif found:
+        console.document("status", None, None, projects=found)
+    return code

@@ -1,0 +1,182 @@
+"""`attnbooth train` and `attnbooth resume`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from attnbooth_cli.cli import options
+from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.init import summary
+from attnbooth_cli.events import Emit, Event, Finished, Warned
+
+if TYPE_CHECKING:
+    from attnbooth_cli.engine.families import ComponentPool
+    from attnbooth_cli.engine.initialisation import Declaration
+    from attnbooth_cli.engine.preparation import TrainOptions
+
+
+def train(
+    projects: options.Projects,
+    fast: Annotated[bool, typer.Option("--fast", help="The paper's fast mode: stage 3 in 200 steps of 4.")] = False,
+    method: Annotated[
+        str | None, typer.Option(help="The method; attndreambooth by default. [env: ATTNBOOTH_TRAIN_METHOD]")
+    ] = None,
+    until: Annotated[options.Stage | None, typer.Option(help="The last stage to do.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Two steps a stage: does everything work here?")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every setting and where it comes from; do nothing.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="[env: ATTNBOOTH_TRAIN_SEED; default: 0]")] = None,
+    device: options.Device = None,
+    precision: Annotated[
+        options.Precision | None, typer.Option(help="auto by default. [env: ATTNBOOTH_TRAIN_PRECISION]")
+    ] = None,
+    save_precision: Annotated[
+        Literal["float16", "float32"] | None,
+        typer.Option(help="Of the saved U-Net; float16 by default. [env: ATTNBOOTH_TRAIN_SAVE_PRECISION]"),
+    ] = None,
+    sample_every: Annotated[
+        int | None, typer.Option(min=0, help="A sample picture every N steps. [env: ATTNBOOTH_TRAIN_SAMPLE_EVERY]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, such as train.unet.steps=300; may be repeated.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew even if a run is there.")] = False,
+    category: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
+    model: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
+    token: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=16, max=4096, help="For a bare folder of pictures: as in init.")
+    ] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Learn the concept of a project, or of a bare folder of pictures, which becomes one.
+
+    Every setting of [train] has an environment variable: train.unet.steps is ATTNBOOTH_TRAIN_UNET_STEPS.
+    """
+    from attnbooth_cli.engine.initialisation import Declaration
+    from attnbooth_cli.engine.preparation import TrainOptions
+
+    console = Console(json, quiet, verbose)
+    chosen = TrainOptions(
+        fast=fast,
+        smoke=smoke,
+        method=method,
+        seed=seed,
+        device=device,
+        precision=precision,
+        save_precision=save_precision,
+        sample_every=sample_every,
+        settings=tuple(settings or ()),
+    )
+    declaration = Declaration(category, model, token, resolution)
+    if dry_run:
+        return each_project(console, projects, lambda root: _dry_run(console, root, chosen, declaration))
+
+    def one(root: Path, emit: Emit, should_stop: Callable[[], int], pool: ComponentPool) -> None:
+        from attnbooth_cli.engine.initialisation import init_bare_folder
+        from attnbooth_cli.engine.training import train as engine_train
+
+        made = init_bare_folder(root, declaration, emit, bars=console.interactive)
+        if made:
+            for line in summary(made):
+                console.message(line)
+        engine_train(root, options=chosen, until=until, restart=restart, emit=emit, should_stop=should_stop, pool=pool)
+
+    return _run(console, projects, one)
+
+
+def resume(
+    projects: options.Projects,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Continue a run that was stopped, with the settings it was begun with."""
+    from attnbooth_cli.engine.training import resume as engine_resume
+
+    console = Console(json, quiet, verbose)
+    return _run(
+        console,
+        projects,
+        lambda root, emit, should_stop, pool: engine_resume(root, emit=emit, should_stop=should_stop, pool=pool),
+    )
+
+
+def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> int:
+    from attnbooth_cli.cli.progress import shown
+    from attnbooth_cli.cli.signals import stop_at_safe_points
+
+    pool: ComponentPool | None = None
+
+    def train_one(root: Path) -> None:
+        nonlocal pool
+        if pool is None:
+            from attnbooth_cli.engine.families import ComponentPool
+
+            pool = ComponentPool(keep=len(projects) > 1)
+        with shown(console) as show:
+            one(root, _reporter(console, root, show), should_stop, pool)
+
+    with stop_at_safe_points(console.message) as should_stop:
+        return each_project(console, projects, train_one)
+
+
+def _reporter(console: Console, root: Path, show: Callable[[Event], None]) -> Emit:
+    """Events to bars or lines, to the JSON stream, and the summary at the end."""
+
+    def report(event: Event) -> None:
+        show(event)
+        if not isinstance(event, Warned):
+            fields = dataclasses.asdict(event)
+            console.document(event.name, root, fields.pop("run", None), **fields)
+        if isinstance(event, Finished):
+            for line in _summary(root, event):
+                console.result(line)
+
+    return report
+
+
+def _summary(root: Path, event: Finished) -> Iterable[str]:
+    from attnbooth_cli.cli.progress import duration
+
+    if event.nothing_to_do:
+        yield f"nothing to do: {root} is trained already ({', '.join(event.stages)})"
+        yield "again from the start: attnbooth train --restart"
+        return
+    yield f"done in {duration(event.seconds)}: {', '.join(event.stages)}"
+    yield f"concept: {event.concept}"
+    for path in event.samples:
+        yield f"sample:  {path}"
+    yield f'next:    attnbooth generate {root} "a photo of a {{}} on a beach" -n 4 --grid'
+
+
+def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: Declaration) -> None:
+    from attnbooth_cli.engine.initialisation import check_declaration
+    from attnbooth_cli.engine.plan import settings_of
+    from attnbooth_cli.engine.preparation import prepare
+
+    check_declaration(root, declaration)
+    prepared = prepare(root, chosen)
+    for warning in prepared.warnings:
+        console.warning(warning)
+    table = settings_of(prepared.plan)
+    console.document(
+        "plan",
+        root,
+        None,
+        digest=prepared.plan.digest,
+        settings={key: {"value": value, "origin": origin} for key, (value, origin) in table.items()},
+        warnings=prepared.warnings,
+    )
+    width = max(len(key) for key in table)
+    for key, (value, origin) in table.items():
+        console.result(f"{key:<{width}}  {value!s:<24}  {origin}")

@@ -1,0 +1,41 @@
+"""`status`: what a project holds, read without its lock and without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from attnbooth_cli.project.project import open_project
+from attnbooth_cli.project.state import read_json_object, read_state
+
+
+def project_status(root: Path | str) -> dict[str, Any]:
+    """Concept, base model, runs and where each stands, as one JSON object.
+
+    Raises:
+        InputError: not a project.
+    """
+    project, manifest = open_project(Path(root))
+    state = read_state(project)
+    card = read_json_object(project.concept / "concept.json") or {}
+    samples = sorted(project.samples.glob("*.png")) if project.samples.is_dir() else []
+    unfinished = [run.name for run in state.runs if run.status == "unfinished"]
+    hint = "resume" if unfinished else "generate" if card else "train"
+    return {
+        "name": manifest.concept.name,
+        "category": manifest.concept.category,
+        "token": manifest.concept.token,
+        "base_model": manifest.base.model,
+        "pictures": sum(1 for path in (project.root / manifest.concept.images).glob("*") if path.is_file()),
+        "runs": [
+            {**dataclasses.asdict(run), "checkpoints": _checkpoints(project.runs / run.name)} for run in state.runs
+        ],
+        "concept": {"run": card.get("run"), "stages": card.get("stages"), "smoke": card.get("smoke")} if card else None,
+        "samples": len(samples),
+        "next": f"attnbooth {hint} {project.root}",
+    }
+
+
+def _checkpoints(run: Path) -> list[str]:
+    return sorted(path.parent.name for path in run.glob("checkpoints/*/checkpoint.json"))
