@@ -1,0 +1,39 @@
+# Every target sets itself up: a machine with Python 3.11 or newer and make is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+# Two threads that wait for each other by spinning stall when anything else uses a core.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: install demo test lint wheel clean
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/attnbooth init $(DEMO) --example
+	$(BIN)/attnbooth train $(DEMO) --fast
+	$(BIN)/attnbooth generate $(DEMO) "a photo of a {} on the beach" "an oil painting of a {} in the forest" -n 4 --grid
+	$(BIN)/attnbooth eval $(DEMO)
+	$(BIN)/attnbooth inspect-attn $(DEMO) "a photo of a {} on the beach"
+	$(BIN)/attnbooth status $(DEMO)
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: install
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
