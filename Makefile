@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
-# Two threads that wait for each other by spinning stall when anything else uses a core.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test lint wheel clean
 install: $(VENV)/installed

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from attnbooth_cli.engine import base_models, hub
-from attnbooth_cli.engine.base_models import DEFAULT_MODEL, STABLE_DIFFUSION, TINY, WITHDRAWN, resolve, resolve_judge
+from attnbooth_cli.engine import base_models, hub, snapshots
+from attnbooth_cli.engine.base_models import resolve, resolve_judge
+from attnbooth_cli.engine.catalogue import DEFAULT_MODEL, STABLE_DIFFUSION, STABLE_DIFFUSION_1, TINY, WITHDRAWN
+from attnbooth_cli.engine.identify import FileKind, identify_file
 from attnbooth_cli.errors import BaseModelError, BoothError, InputError, ResourceError
-from fake_hub import TOKEN, FakeHub, Mode, fake_hub
+from tests.fake_hub import TOKEN, FakeHub, Mode, fake_hub
 
 OLD = "stabilityai/stable-diffusion-2-1-base"
 INDEX: dict[str, Any] = {
@@ -269,16 +271,16 @@ def test_pickles_in_a_folder_are_refused(tmp_path: Path) -> None:
 def test_pick_weights_prefers_full_precision_and_whole_sets() -> None:
     stem = "diffusion_pytorch_model"
     both = [f"{stem}.fp16.safetensors", f"{stem}.safetensors", f"{stem}.non_ema.safetensors", f"{stem}.bin"]
-    assert hub.pick_weights(stem, both) == hub.Weights((f"{stem}.safetensors",))
-    assert hub.pick_weights(stem, both[:1]) == hub.Weights((f"{stem}.fp16.safetensors",), "fp16")
-    assert hub.pick_weights(stem, [f"{stem}.non_ema.safetensors", f"{stem}.bin"]) is None
+    assert snapshots.pick_weights(stem, both) == snapshots.Weights((f"{stem}.safetensors",))
+    assert snapshots.pick_weights(stem, both[:1]) == snapshots.Weights((f"{stem}.fp16.safetensors",), "fp16")
+    assert snapshots.pick_weights(stem, [f"{stem}.non_ema.safetensors", f"{stem}.bin"]) is None
     shards = [f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = f"{stem}.safetensors.index.json"
-    assert hub.pick_weights(stem, [*shards, index]) == hub.Weights((index, *shards))
-    assert hub.pick_weights(stem, [shards[0], index]) is None
-    assert hub.pick_weights(stem, shards) is None
+    assert snapshots.pick_weights(stem, [*shards, index]) == snapshots.Weights((index, *shards))
+    assert snapshots.pick_weights(stem, [shards[0], index]) is None
+    assert snapshots.pick_weights(stem, shards) is None
     for half in (f"{stem}-00001-of-00001.fp16.safetensors", f"{stem}.fp16-00001-of-00001.safetensors"):
-        picked = hub.pick_weights(stem, [half, f"{stem}.safetensors.index.fp16.json"])
+        picked = snapshots.pick_weights(stem, [half, f"{stem}.safetensors.index.fp16.json"])
         assert picked is not None
         assert picked.variant == "fp16"
 
@@ -291,12 +293,12 @@ SD2 = LDM | {"cond_stage_model.model.x": [1]}
 
 
 def test_single_files_are_told_apart(tmp_path: Path) -> None:
-    assert base_models.identify_file(safetensors(tmp_path / "a.safetensors", SD1)) == base_models.FileKind(1)
+    assert identify_file(safetensors(tmp_path / "a.safetensors", SD1)) == FileKind(1)
     spec = {"modelspec.prediction_type": "v", "modelspec.resolution": "768x768"}
-    told = base_models.identify_file(safetensors(tmp_path / "b.safetensors", SD2, spec))
-    assert told == base_models.FileKind(2, "v_prediction", 768)
+    told = identify_file(safetensors(tmp_path / "b.safetensors", SD2, spec))
+    assert told == FileKind(2, "v_prediction", 768)
     odd = {"modelspec.prediction_type": "?", "modelspec.resolution": "huge"}
-    assert base_models.identify_file(safetensors(tmp_path / "c.safetensors", SD2, odd)) == base_models.FileKind(2)
+    assert identify_file(safetensors(tmp_path / "c.safetensors", SD2, odd)) == FileKind(2)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def test_single_file_uses_the_configuration_beside_it(tmp_path: Path, web: FakeH
     assert web.requests == []
 
 
-@pytest.mark.parametrize(("shapes", "repository"), [(SD1, base_models.STABLE_DIFFUSION_1), (SD2, DEFAULT_MODEL)])
+@pytest.mark.parametrize(("shapes", "repository"), [(SD1, STABLE_DIFFUSION_1), (SD2, DEFAULT_MODEL)])
 def test_single_file_fetches_the_configuration_once(
     tmp_path: Path, web: FakeHub, shapes: dict[str, list[int]], repository: str
 ) -> None:
@@ -389,7 +391,7 @@ def test_single_file_fetches_the_configuration_once(
     web.add(repository, pipeline() | clutter())
     model = resolve(str(path), download=True)
     assert model.config is not None
-    assert hub.has_configs(model.config)
+    assert snapshots.has_configs(model.config)
     assert model.prediction_type == "v_prediction"
     assert not [name for name in web.paths() if name.endswith((".safetensors", ".bin", ".ckpt"))]
     web.requests.clear()
@@ -478,7 +480,7 @@ def test_sharded_and_half_precision_weights(web: FakeHub) -> None:
 
 def test_half_precision_left_by_another_tool_is_completed(web: FakeHub) -> None:
     commit = web.add("a/b", pipeline() | weights(variant=".fp16"))
-    cache = hub.cache_folder() / "models--a--b" / "snapshots" / commit
+    cache = snapshots.cache_folder() / "models--a--b" / "snapshots" / commit
     write(cache, texts() | weights(variant=".fp16"))
     assert resolve("a/b", revision=commit).variant == "fp16"
     assert resolve("a/b", revision=commit, download=True).variant is None
@@ -599,7 +601,10 @@ def test_old_id_is_replaced_by_its_copy(web: FakeHub) -> None:
 
 
 def test_old_id_in_the_cache_is_used_offline(web: FakeHub, go_offline: Any) -> None:
-    write(hub.cache_folder() / "models--stabilityai--stable-diffusion-2-1-base" / "snapshots" / ("c" * 40), pipeline())
+    write(
+        snapshots.cache_folder() / "models--stabilityai--stable-diffusion-2-1-base" / "snapshots" / ("c" * 40),
+        pipeline(),
+    )
     for revision in (None, "c" * 40):
         told: list[str] = []
         model = resolve(OLD, revision=revision, say=told.append)

@@ -21,6 +21,7 @@ class Started:
     """
 
     name: ClassVar[str] = "start"
+    run: str
     method: str
     stages: tuple[tuple[str, int], ...]
     pictures: int
@@ -102,6 +103,7 @@ class Finished:
     """
 
     name: ClassVar[str] = "done"
+    run: str
     concept: str
     stages: tuple[str, ...]
     seconds: float

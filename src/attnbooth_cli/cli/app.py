@@ -27,7 +27,6 @@ app = typer.Typer(
     name="attnbooth",
     help="Put your own cat into any picture you can describe (AttnDreamBooth for Stable Diffusion).",
     rich_markup_mode=None,  # keeps rich out of --help, which must be fast
-    no_args_is_help=True,
     add_completion=False,
 )
 
@@ -62,6 +61,18 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: Without the program's name.
     """
+    try:
+        return _answer(arguments or ["--help"])
+    except (BrokenPipeError, SystemExit) as error:
+        # Typer turns a broken pipe into an exit of its own.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # Python would complain again while flushing stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _answer(arguments: Sequence[str]) -> int:
     console = Console(
         json="--json" in arguments,
         quiet=bool({"--quiet", "-q"} & set(arguments)),
@@ -81,9 +92,7 @@ def run(arguments: Sequence[str]) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Python would complain again while flushing stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        raise
     except Exception as error:
         explained = explain(error)
         console.failure(explained)

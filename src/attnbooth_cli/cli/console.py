@@ -54,9 +54,9 @@ class Console:
         """A message that something may not be as the person thinks."""
         self.message(f"note: {text}")
 
-    def failure(self, error: BoothError, project: object = None) -> None:
+    def failure(self, error: BoothError, project: object = None, run: str | None = None) -> None:
         """An error, with what to do about it as the last line; also as JSON when asked for."""
-        self.document("error", project, None, exit_code=error.exit_code, message=error.message, hint=error.hint)
+        self.document("error", project, run, exit_code=error.exit_code, message=error.message, hint=error.hint)
         if self.verbose:
             traceback.print_exception(error, file=sys.stderr)
         word = "stopped" if error.exit_code > 128 else "error"

@@ -43,3 +43,19 @@ def each_project(
             report(root, failure)
             codes.append(failure.exit_code)
     return 1 if 1 in codes else codes[0] if codes else 0
+
+
+def in_one_document(
+    console: Console, results: list[dict[str, Any]], projects: int
+) -> Callable[[Path, BoothError], None]:
+    """A failure goes to stderr and, in JSON, into the one document (or is that document, for a single project)."""
+    def report(root: Path, failure: BoothError) -> None:
+        alone = projects == 1 and not results
+        Console(console.json and alone, console.quiet, console.verbose).failure(failure, root)
+        error = {"exit_code": failure.exit_code, "message": failure.message, "hint": failure.hint}
+        if results and results[-1]["project"] == str(root):
+            results[-1]["error"] = error
+        elif not alone:
+            results.append({"project": str(root), "error": error})
+
+    return report

@@ -10,7 +10,7 @@ import typer
 
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
-from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.each import each_project, in_one_document
 
 if TYPE_CHECKING:
     from attnbooth_cli.engine.evaluation import Scores
@@ -48,29 +48,13 @@ def evaluate(
         check_gates(scores, min_identity, min_text)
 
     with stop_at_once():
-        code = each_project(console, projects, one, report_failure(console, results, len(projects)))
+        code = each_project(console, projects, one, in_one_document(console, results, len(projects)))
     if len(projects) == 1 and results:
         head = {"project": None, "run": None, **results[0]}
         console.document("eval", head.pop("project"), head.pop("run"), exit_code=code, **head)
     elif len(projects) > 1:
         console.document("eval", None, None, exit_code=code, results=results)
     return code
-
-
-def report_failure(console: Console, results: list[dict[str, Any]], projects: int) -> Any:
-    """A failure goes to stderr and, in JSON, into the one document (or is that document, for a single project)."""
-    from attnbooth_cli.errors import BoothError
-
-    def report(root: Path, failure: BoothError) -> None:
-        alone = projects == 1 and not results
-        Console(console.json and alone, console.quiet, console.verbose).failure(failure, root)
-        error = {"exit_code": failure.exit_code, "message": failure.message, "hint": failure.hint}
-        if results and results[-1]["project"] == str(root):
-            results[-1]["error"] = error
-        elif not alone:
-            results.append({"project": str(root), "error": error})
-
-    return report
 
 
 def _table(scores: Scores) -> Iterator[str]:

@@ -10,6 +10,7 @@ import typer
 
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
+from attnbooth_cli.project.project import open_project
 
 
 def generate(
@@ -38,6 +39,7 @@ def generate(
     verbose: options.Verbose = False,
 ) -> None:
     """Make pictures of the concept from prompts."""
+    open_project(project)  # before torch, which a mistake need not wait for
     from attnbooth_cli.cli.progress import shown
     from attnbooth_cli.cli.signals import stop_at_once
     from attnbooth_cli.engine.generation import generate as engine_generate

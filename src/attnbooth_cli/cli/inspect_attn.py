@@ -8,6 +8,7 @@ import typer
 
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
+from attnbooth_cli.project.project import open_project
 
 
 def inspect_attn(
@@ -25,6 +26,7 @@ def inspect_attn(
     verbose: options.Verbose = False,
 ) -> None:
     """Make a picture and show where each word of its prompt looks."""
+    open_project(project)  # before torch, which a mistake need not wait for
     from attnbooth_cli.cli.progress import shown
     from attnbooth_cli.cli.signals import stop_at_once
     from attnbooth_cli.engine.inspection import inspect_attention

@@ -39,7 +39,7 @@ def stop_at_once() -> Iterator[None]:
     """Turns a signal into `StoppedError` where the program is; what was written stays."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        raise StoppedError("stopped; what was finished is kept", None, number)
+        raise StoppedError("what was finished is kept", None, number)
 
     with _handling(stop):
         yield
@@ -47,7 +47,9 @@ def stop_at_once() -> Iterator[None]:
 
 @contextmanager
 def _handling(handler: Handler) -> Iterator[None]:
-    former = {number: signal.signal(number, handler) for number in _STOPPING}
+    # What the parent had us ignore stays ignored: SIGHUP under nohup, SIGINT of a script's background jobs.
+    wanted = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    former = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield
     finally:

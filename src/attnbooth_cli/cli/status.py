@@ -7,7 +7,7 @@ from typing import Any
 
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
-from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.each import each_project, in_one_document
 
 
 def status(
@@ -36,10 +36,10 @@ def status(
         console.result(f"  {facts['samples']} samples")
         console.result(f"next: {facts['next']}")
 
-    code = each_project(console, projects, one)
+    code = each_project(console, projects, one, in_one_document(console, found, len(projects)))
     if found and len(projects) == 1:
         head = found[0]
         console.document("status", head.pop("project"), (head["concept"] or {}).get("run"), **head)
-    elif found:
-        console.document("status", None, None, projects=found)
+    elif len(projects) > 1:
+        console.document("status", None, None, exit_code=code, projects=found)
     return code

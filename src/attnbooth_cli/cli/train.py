@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +14,9 @@ from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
 from attnbooth_cli.cli.init import summary
-from attnbooth_cli.events import Emit, Event, Finished, Warned
+from attnbooth_cli.errors import BoothError
+from attnbooth_cli.events import Emit, Event, Finished, Started, Warned
+from attnbooth_cli.project.project import open_project
 
 if TYPE_CHECKING:
     from attnbooth_cli.engine.families import ComponentPool
@@ -63,7 +66,7 @@ def train(
     Every setting of [train] has an environment variable: train.unet.steps is ATTNBOOTH_TRAIN_UNET_STEPS.
     """
     from attnbooth_cli.engine.initialisation import Declaration
-    from attnbooth_cli.engine.preparation import TrainOptions
+    from attnbooth_cli.engine.preparation import TrainOptions, check_options
 
     console = Console(json, quiet, verbose)
     chosen = TrainOptions(
@@ -78,18 +81,22 @@ def train(
         settings=tuple(settings or ()),
     )
     declaration = Declaration(category, model, token, resolution)
+    check_options(chosen)
     if dry_run:
         return each_project(console, projects, lambda root: _dry_run(console, root, chosen, declaration))
 
-    def one(root: Path, emit: Emit, should_stop: Callable[[], int], pool: ComponentPool) -> None:
+    def one(root: Path, emit: Emit, should_stop: Callable[[], int], pool: Callable[[], ComponentPool]) -> None:
         from attnbooth_cli.engine.initialisation import init_bare_folder
-        from attnbooth_cli.engine.training import train as engine_train
 
         made = init_bare_folder(root, declaration, emit, bars=console.interactive)
         if made:
             for line in summary(made):
                 console.message(line)
-        engine_train(root, options=chosen, until=until, restart=restart, emit=emit, should_stop=should_stop, pool=pool)
+        from attnbooth_cli.engine.training import train as engine_train  # torch, which a mistake need not wait for
+
+        engine_train(
+            root, options=chosen, until=until, restart=restart, emit=emit, should_stop=should_stop, pool=pool()
+        )
 
     return _run(console, projects, one)
 
@@ -101,43 +108,49 @@ def resume(
     verbose: options.Verbose = False,
 ) -> int:
     """Continue a run that was stopped, with the settings it was begun with."""
-    from attnbooth_cli.engine.training import resume as engine_resume
 
-    console = Console(json, quiet, verbose)
-    return _run(
-        console,
-        projects,
-        lambda root, emit, should_stop, pool: engine_resume(root, emit=emit, should_stop=should_stop, pool=pool),
-    )
+    def one(root: Path, emit: Emit, should_stop: Callable[[], int], pool: Callable[[], ComponentPool]) -> None:
+        open_project(root)
+        from attnbooth_cli.engine.training import resume as engine_resume  # torch, which a mistake need not wait for
+
+        engine_resume(root, emit=emit, should_stop=should_stop, pool=pool())
+
+    return _run(Console(json, quiet, verbose), projects, one)
 
 
 def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> int:
     from attnbooth_cli.cli.progress import shown
     from attnbooth_cli.cli.signals import stop_at_safe_points
 
-    pool: ComponentPool | None = None
+    runs: dict[Path, str] = {}
+
+    @cache
+    def pool() -> ComponentPool:
+        from attnbooth_cli.engine.families import ComponentPool
+
+        return ComponentPool(keep=len(projects) > 1)
 
     def train_one(root: Path) -> None:
-        nonlocal pool
-        if pool is None:
-            from attnbooth_cli.engine.families import ComponentPool
-
-            pool = ComponentPool(keep=len(projects) > 1)
         with shown(console) as show:
-            one(root, _reporter(console, root, show), should_stop, pool)
+            one(root, _reporter(console, root, show, runs), should_stop, pool)
+
+    def failed(root: Path, failure: BoothError) -> None:
+        console.failure(failure, root, runs.get(root))
 
     with stop_at_safe_points(console.message) as should_stop:
-        return each_project(console, projects, train_one)
+        return each_project(console, projects, train_one, failed)
 
 
-def _reporter(console: Console, root: Path, show: Callable[[Event], None]) -> Emit:
-    """Events to bars or lines, to the JSON stream, and the summary at the end."""
+def _reporter(console: Console, root: Path, show: Callable[[Event], None], runs: dict[Path, str]) -> Emit:
+    """Events to bars or lines, to the JSON stream, and the summary at the end; notes each project's run in `runs`."""
 
     def report(event: Event) -> None:
         show(event)
+        if isinstance(event, Started | Finished):
+            runs[root] = event.run
         if not isinstance(event, Warned):
-            fields = dataclasses.asdict(event)
-            console.document(event.name, root, fields.pop("run", None), **fields)
+            fields = {**dataclasses.asdict(event), "run": runs.get(root)}
+            console.document(event.name, root, fields.pop("run"), **fields)
         if isinstance(event, Finished):
             for line in _summary(root, event):
                 console.result(line)
@@ -150,7 +163,7 @@ def _summary(root: Path, event: Finished) -> Iterable[str]:
 
     if event.nothing_to_do:
         yield f"nothing to do: {root} is trained already ({', '.join(event.stages)})"
-        yield "again from the start: attnbooth train --restart"
+        yield f"again from the start: attnbooth train {root} --restart"
         return
     yield f"done in {duration(event.seconds)}: {', '.join(event.stages)}"
     yield f"concept: {event.concept}"

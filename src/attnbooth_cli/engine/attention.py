@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attnbooth_cli.engine.losses import TokenStatistics, token_statistics
+from attnbooth_cli.engine.losses import TokenStatistics, at_least_float32, token_statistics
 
 CROSS_ATTENTION_SUFFIX = ".attn2"
 """diffusers' name for the cross-attention module of a transformer block."""
@@ -136,10 +136,10 @@ def project(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | No
 def attention_probabilities(attn: Any, query: Tensor, key: Tensor, attention_mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) in float32 whatever the autocast. Returns [b, h, p, t].
 
-    Token means are near 1/77 and squared differences of them fall below float16's range (METHOD "Objective").
+    Token means are near 1/77 and squared differences of them fall below float16's range.
     """
     with torch.autocast(query.device.type, enabled=False):
-        scores = torch.matmul(query.float() * attn.scale, key.float().transpose(-1, -2))
+        scores = torch.matmul(at_least_float32(query) * attn.scale, at_least_float32(key).transpose(-1, -2))
         mask = _mask(attn, attention_mask, key)
         if mask is not None:
             scores = scores + mask

@@ -105,10 +105,16 @@ def newest(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
     return None, tuple(skipped)
 
 
-def prune(folder: Path, keep: int = KEPT) -> None:
-    """Deletes all but the newest `keep` checkpoints under `folder`."""
-    for path in sorted(_checkpoints(folder), key=_order)[: -keep or None]:
-        shutil.rmtree(path, ignore_errors=True)
+def prune(folder: Path, newest: Path, keep: int = KEPT) -> None:
+    """Deletes all checkpoints under `folder` but the `keep` that end with `newest`.
+
+    Later ones than `newest` are damaged, or belong to steps that are being done again.
+    """
+    paths = sorted(_checkpoints(folder), key=_order)
+    kept = [path for path in paths if _order(path) <= _order(newest)][-keep:]
+    for path in paths:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoint_name(stage: StageName, step: int) -> str:

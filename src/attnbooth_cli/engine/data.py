@@ -1,4 +1,4 @@
-"""Training pictures as latents: augmentation (METHOD "Training pictures"), VAE posterior, noise and timestep.
+"""Training pictures as latents: which picture, which augmentation, VAE posterior, noise and timestep of every sample.
 
 Everything random is keyed by (seed, stage, step, index in the batch), see `rng`. A pool of augmentations, when asked
 for, is encoded once and shared by all stages; posterior sample, noise and timestep are still drawn at every step.
@@ -6,7 +6,7 @@ for, is encoded once and shared by all stages; posterior sample, noise and times
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,18 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnbooth_cli.engine.augmentation import Augment, shorter_side
+from attnbooth_cli.engine.losses import at_least_float32
 from attnbooth_cli.engine.rng import keyed_generator
 from attnbooth_cli.project.pictures import load
 
-ROTATION_PROBABILITY = 0.75  # reference script
-ROTATION_DEGREES = 45.0
-FLIP_PROBABILITY = 0.25
 REPEATS = 100
 """How often each picture stands in one shuffled epoch (reference script)."""
 SUPERSAMPLING = 4
 """Pictures larger than this many times the resolution are reduced to it once, which bounds time and memory a draw."""
 
-Augment = Callable[[Image.Image, int, torch.Generator], Image.Image]
+Key = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,21 @@ class Batch:
     timesteps: Tensor
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One augmented picture: its number and the key of its augmentation's randomness."""
+
+    picture: int
+    key: Key
+
+
 @dataclass
 class LatentSource:
-    """Draws batches. Read `batch`; the rest is state that makes it cheap.
+    """Draws batches.
 
     Attributes:
-        pictures: Upright RGB pictures, at most `SUPERSAMPLING` times the resolution.
-        pool: Number of augmentations encoded once, 0 for a fresh one at every draw.
+        pictures: Upright RGB pictures, see `load_pictures`.
+        pool: Number of augmentations that are encoded once and drawn from, 0 for a fresh one every time.
     """
 
     pictures: Sequence[Image.Image]
@@ -62,47 +69,39 @@ class LatentSource:
     train_timesteps: int
     augment: Augment
     pool: int = 0
-    _posteriors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _encoded: dict[Draw, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def batch(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> Batch:
         """The samples `indices` of the batch of `batch_size` at `step` (counted from 0) of `stage`."""
-        moments = [self._posterior(stage, step, index, batch_size) for index in indices]
-        missing = [i for i, moment in enumerate(moments) if isinstance(moment, Image.Image)]
-        if missing:
-            mean, std = encode(self.vae, torch.stack([to_tensor(moments[i]) for i in missing]))
-            for row, i in enumerate(missing):
-                moments[i] = (mean[row], std[row])
-                if self.pool:
-                    self._posteriors[self._entry(stage, step, indices[i], batch_size)] = moments[i]
-        mean = torch.stack([moment[0] for moment in moments])  # [m, c, h, w]
-        std = torch.stack([moment[1] for moment in moments])
-        shape = mean.shape[1:]
+        posteriors = self._posteriors([self._draw(stage, step, index, batch_size) for index in indices])
+        mean, std = (torch.stack(moments) for moments in zip(*posteriors, strict=True))  # each [m, c, h, w]
         keys = [(self.seed, stage, step, index) for index in indices]
-        posterior_noise = torch.stack([torch.randn(shape, generator=keyed_generator(*k, "posterior")) for k in keys])
-        noise = torch.stack([torch.randn(shape, generator=keyed_generator(*k, "noise")) for k in keys])
-        timesteps = torch.cat(
-            [torch.randint(self.train_timesteps, (1,), generator=keyed_generator(*k, "timestep")) for k in keys]
-        )
-        latents = (mean + std * posterior_noise.to(mean)) * self.vae.config.scaling_factor
-        return Batch(latents=latents, noise=noise.to(mean), timesteps=timesteps.to(mean.device))
+        latents = (mean + std * _normal(keys, "posterior", mean)) * self.vae.config.scaling_factor
+        timesteps = [torch.randint(self.train_timesteps, (1,), generator=keyed_generator(*k, "timestep")) for k in keys]
+        return Batch(latents, _normal(keys, "noise", mean), torch.cat(timesteps).to(mean.device))
 
-    def _posterior(self, stage: str, step: int, index: int, batch_size: int) -> Any:
-        """A cached posterior, or the augmented picture that is still to be encoded."""
-        draw = step * batch_size + index
+    def _draw(self, stage: str, step: int, index: int, batch_size: int) -> Draw:
+        number = step * batch_size + index
         if self.pool:
-            entry = self._entry(stage, step, index, batch_size)
-            if entry in self._posteriors:
-                return self._posteriors[entry]
-            picture, key = self.pictures[entry % len(self.pictures)], keyed_generator(self.seed, "pool", entry)
-        else:
-            picture = self.pictures[picture_number(self.seed, stage, draw, len(self.pictures))]
-            key = keyed_generator(self.seed, stage, step, index, "augmentation")
-        return self.augment(picture, self.resolution, key)
+            epoch, place = divmod(number, self.pool)
+            entry = int(_permutation(self.seed, stage, epoch, self.pool)[place])
+            return Draw(entry % len(self.pictures), (self.seed, "pool", entry))
+        picture = picture_number(self.seed, stage, number, len(self.pictures))
+        return Draw(picture, (self.seed, stage, step, index, "augmentation"))
 
-    def _entry(self, stage: str, step: int, index: int, batch_size: int) -> int:
-        """Which augmentation of the pool a draw takes."""
-        draw = step * batch_size + index
-        return int(_permutation(self.seed, stage, draw // self.pool, self.pool)[draw % self.pool])
+    def _posteriors(self, draws: Sequence[Draw]) -> list[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation, each [c, h, w], of every draw; only those not in the pool yet are encoded."""
+        new = [draw for draw in dict.fromkeys(draws) if draw not in self._encoded]
+        encoded = dict(self._encoded)
+        if new:
+            pixels = [to_tensor(self._augmented(draw)) for draw in new]
+            encoded |= dict(zip(new, zip(*encode(self.vae, torch.stack(pixels)), strict=True), strict=True))
+        if self.pool:
+            self._encoded = encoded
+        return [encoded[draw] for draw in draws]
+
+    def _augmented(self, draw: Draw) -> Image.Image:
+        return self.augment(self.pictures[draw.picture], self.resolution, keyed_generator(*draw.key))
 
 
 def load_pictures(paths: Sequence[Path], resolution: int) -> tuple[Image.Image, ...]:
@@ -116,17 +115,12 @@ def picture_number(seed: int, stage: str, draw: int, pictures: int) -> int:
     return int(_permutation(seed, stage, epoch, REPEATS * pictures)[place]) % pictures
 
 
-@lru_cache(maxsize=8)
-def _permutation(seed: int, stage: str, epoch: int, length: int) -> Tensor:
-    return torch.randperm(length, generator=keyed_generator(seed, stage, "order", epoch))
-
-
 @torch.no_grad()
 def encode(vae: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     """The VAE posterior's mean and standard deviation, each [m, c, h, w] float32, of pixels [m, 3, H, W] in [-1, 1]."""
     parameter = next(vae.parameters())
     posterior = vae.encode(pixel_values.to(parameter)).latent_dist
-    return posterior.mean.float(), posterior.std.float()
+    return at_least_float32(posterior.mean), at_least_float32(posterior.std)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -134,46 +128,19 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1.0
 
 
-def published(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
-    """The reference's recipe: rotate (black corners), resize the shorter side, flip, random square crop."""
-    rotate, angle, flip, *crop = torch.rand(5, generator=generator).tolist()
-    if rotate < ROTATION_PROBABILITY:
-        degrees = (2 * angle - 1) * ROTATION_DEGREES
-        picture = picture.rotate(degrees, resample=Image.Resampling.NEAREST, expand=True)
-    return _flip_and_crop(picture, resolution, flip, crop)
+@lru_cache(maxsize=8)
+def _permutation(seed: int, stage: str, epoch: int, length: int) -> Tensor:
+    return torch.randperm(length, generator=keyed_generator(seed, stage, "order", epoch))
 
 
-def upright(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
-    """`published` without the rotation, hence without black corners."""
-    flip, *crop = torch.rand(3, generator=generator).tolist()
-    return _flip_and_crop(picture, resolution, flip, crop)
+def _normal(keys: Sequence[Key], purpose: str, like: Tensor) -> Tensor:
+    """Standard normal numbers of the shape, dtype and device of `like` [m, c, h, w], one keyed generator a sample.
 
-
-def unaugmented(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
-    """The centre square and nothing random."""
-    return _flip_and_crop(picture, resolution, 1.0, (0.5, 0.5))
-
-
-AUGMENTATIONS: dict[str, Augment] = {"published": published, "upright": upright, "none": unaugmented}
-
-
-def _flip_and_crop(picture: Image.Image, resolution: int, flip: float, crop: Sequence[float]) -> Image.Image:
-    """Resize the shorter side to `resolution`, flip if the uniform draw says so, crop at two uniform draws."""
-    picture = _shorter_side(picture, resolution)
-    if flip < FLIP_PROBABILITY:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    left, top = (
-        min(int(draw * (side - resolution + 1)), side - resolution)
-        for draw, side in zip(crop, picture.size, strict=True)
-    )
-    return picture.crop((left, top, left + resolution, top + resolution))
-
-
-def _shorter_side(picture: Image.Image, length: int) -> Image.Image:
-    scale = length / min(picture.size)
-    width, height = (max(length, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), resample=Image.Resampling.BILINEAR)
+    They are drawn in float32 on the CPU, so that every device and dtype sees the same ones.
+    """
+    rows = [torch.randn(like.shape[1:], generator=keyed_generator(*key, purpose)) for key in keys]
+    return torch.stack(rows).to(like)
 
 
 def _reduced(picture: Image.Image, length: int) -> Image.Image:
-    return _shorter_side(picture, length) if min(picture.size) > length else picture
+    return shorter_side(picture, length) if min(picture.size) > length else picture

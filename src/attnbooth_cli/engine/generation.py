@@ -112,7 +112,7 @@ def generate(
     emit(Advanced(0, len(requests)))
     for picture, request, text in zip(sample(loaded.components, requests, settings), requests, spoken, strict=True):
         if is_black(picture):
-            emit(Warned(f"the picture of seed {request.seed} is all black; try --precision float32"))
+            emit(Warned(f"the picture of seed {request.seed} is all black; --device cpu computes in float32"))
         metadata = {**_metadata(loaded, settings), "prompt": request.prompt, "seed": request.seed}
         path = save_picture(
             folder, f"{slug(text.replace('{}', card.placeholder.category))}-{request.seed}", picture, metadata

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnbooth_cli.engine.base_models import BUNDLED, DEFAULT_MODEL, BaseModel, resolve
+from attnbooth_cli.engine.base_models import BaseModel, resolve
+from attnbooth_cli.engine.catalogue import BUNDLED, DEFAULT_MODEL
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures

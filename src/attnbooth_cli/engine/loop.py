@@ -1,4 +1,4 @@
-"""One loop that runs any stage (paper section 4.2, METHOD "Stages").
+"""One loop that runs any stage (paper section 4.2).
 
 What differs between stages is data: which parameters train, and the numbers in `Stage`. Micro-batches and processes add
 up to exactly the batch's objective: the diffusion loss is a mean over the batch, the regulariser a sum.
@@ -137,7 +137,7 @@ def run_stage(
                 losses = accumulate_gradients(
                     stage, step, subject, source, accelerator, conditioning, recorder, micro_batch_size
                 )
-                _add_over_processes(parameters, accelerator)
+                add_over_processes(parameters, accelerator)
                 optimizer.step()
                 _require_finite(stage, step + 1, losses, parameters)
                 seconds = time.perf_counter() - started
@@ -286,7 +286,7 @@ def checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
         unet.eval()
 
 
-def _add_over_processes(parameters: Parameters, accelerator: Any) -> None:
+def add_over_processes(parameters: Parameters, accelerator: Any) -> None:
     """Sums gradients over processes. Shares may be uneven or empty, so this is a plain sum and not DDP's mean."""
     if accelerator.num_processes == 1:
         return

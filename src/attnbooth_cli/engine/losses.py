@@ -1,4 +1,4 @@
-"""The objective: diffusion loss plus attention regularisation (METHOD "Objective", paper section 4.3).
+"""The objective: diffusion loss plus attention regularisation (paper section 4.3).
 
 Letters in shapes: l layers, b samples, h heads, p query positions, t prompt tokens, v [V] tokens.
 """
@@ -26,13 +26,18 @@ class TokenStatistics:
     variance: Tensor
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precisions as float32; float32 and float64 as they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def token_statistics(probabilities: Tensor) -> TokenStatistics:
     """Reduces attention probabilities over heads and positions jointly.
 
     Args:
         probabilities: [b, h, p, t] softmax probabilities of the tokens of interest, any float dtype.
     """
-    values = probabilities.float().flatten(1, 2)  # [b, h*p, t]
+    values = at_least_float32(probabilities).flatten(1, 2)  # [b, h*p, t]
     variance, mean = torch.var_mean(values, dim=1)
     return TokenStatistics(mean=mean, variance=variance)
 
@@ -55,7 +60,7 @@ def diffusion_target(noise_scheduler, latents: Tensor, noise: Tensor, timesteps:
 
 def diffusion_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over everything, in float32. Returns a scalar."""
-    return F.mse_loss(prediction.float(), target.float(), reduction="mean")
+    return F.mse_loss(at_least_float32(prediction), at_least_float32(target), reduction="mean")
 
 
 def attention_regularisation(

@@ -1,4 +1,4 @@
-"""CLIP scores of personalisation (METHOD "Evaluation"; Gal et al. 2022, evaluation code).
+"""CLIP scores of personalisation, as Textual Inversion's evaluation code takes them (Gal et al. 2022).
 
 Raw cosines, never CLIPScore's factor of 2.5.
 """

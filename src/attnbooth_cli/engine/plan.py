@@ -1,6 +1,6 @@
 """From what was asked to one frozen plan with every value resolved and its origin known.
 
-Layers, weakest first: METHOD's defaults, the base model's entry, the method's entry, presets, the user's config file,
+Layers, weakest first: our defaults, the base model's entry, the method's entry, presets, the user's config file,
 the manifest, `ATTNBOOTH_*` variables, flags and `--set`. Imports neither torch nor diffusers, so that `--dry-run` and
 argument errors are immediate.
 """
@@ -26,7 +26,7 @@ from attnbooth_cli.project.manifest import Manifest, TrainTable, UserConfig, tra
 DEFAULTS: dict[str, Any] = {
     "train.method": ATTNDREAMBOOTH.name,
     "train.seed": 0,
-    "train.resolution": 512,  # METHOD "Stages": Stable Diffusion 2.1-base at 512 pixels
+    "train.resolution": 512,  # reference script: Stable Diffusion 2.1-base at 512 pixels
     "train.device": "auto",
     "train.precision": "auto",  # float32 on CPU and MPS, else bf16, else fp16 with a gradient scaler
     "train.save_precision": "float16",  # of concept/unet; checkpoints are always float32
@@ -35,13 +35,13 @@ DEFAULTS: dict[str, Any] = {
     "train.micro_batch_size": 0,  # 0: the whole batch at once
     "train.gradient_checkpointing": False,
     "train.regulariser": True,
-    "train.augmentation": "published",  # METHOD "Training pictures"
+    "train.augmentation": "published",  # the reference's dataset class
     "train.augmentation_pool": 0,  # 0: a fresh augmentation for every draw
 }
 _STAGE_KEYS = ("enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight")
 _PLAIN_KEYS = (
     "method", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
-    "sample_every", "micro_batch_size", "gradient_checkpointing", "augmentation", "augmentation_pool",
+    "sample_every", "micro_batch_size", "gradient_checkpointing", "regulariser", "augmentation", "augmentation_pool",
 )  # fmt: skip
 _NOT_IDENTITY = {"device", "checkpoint_every", "sample_every", "micro_batch_size", "gradient_checkpointing"}
 
@@ -97,6 +97,7 @@ class Plan:
     sample_every: int
     micro_batch_size: int
     gradient_checkpointing: bool
+    regulariser: bool
     augmentation: Literal["published", "upright", "none"]
     augmentation_pool: int
     smoke: bool
@@ -175,6 +176,9 @@ def build_plan(
         for key in preset.values
         if origins[key] != preset.origin and not smoke
     )
+    if not values["train.regulariser"]:
+        for key in (f"train.{name}.{weight}" for name in STAGE_NAMES for weight in ("mean_weight", "variance_weight")):
+            values[key], origins[key] = 0.0, "train.regulariser = false"
     stages = tuple(_stage(name, values) for name in STAGE_NAMES)
     if not any(stage.enabled for stage in stages):
         raise InputError("every stage is disabled: nothing would be trained", "enable one of train.<stage>.enabled")
@@ -189,6 +193,17 @@ def build_plan(
         **{key: values[f"train.{key}"] for key in _PLAIN_KEYS},
     )
     return plan, warnings
+
+
+def check_settings(environment: Mapping[str, str], flags: Mapping[str, Any], assignments: Sequence[str]) -> None:
+    """Checks what does not come from a file, as `build_plan` does.
+
+    Raises:
+        InputError: an unknown key, a wrong value or an unknown method.
+    """
+    layers = [_environment_layer(environment), _flags_layer(flags), _assignments_layer(assignments)]
+    if (method := _last(layers, "train.method")) is not None:
+        _method(method)
 
 
 def plan_json(plan: Plan) -> str:
@@ -229,10 +244,7 @@ def differences(old: Plan, new: Plan) -> tuple[str, ...]:
 
 
 def _stage(name: StageName, values: Mapping[str, Any]) -> Stage:
-    fields = {key: values[f"train.{name}.{key}"] for key in _STAGE_KEYS}
-    if not values["train.regulariser"]:
-        fields |= {"mean_weight": 0.0, "variance_weight": 0.0}
-    return Stage(name=name, **fields)
+    return Stage(name=name, **{key: values[f"train.{name}.{key}"] for key in _STAGE_KEYS})
 
 
 def _method(name: str) -> Method:

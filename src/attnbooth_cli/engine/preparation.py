@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from attnbooth_cli.engine.base_models import BaseModel, resolve
-from attnbooth_cli.engine.plan import Base, Layer, PictureFile, Plan, build_plan
+from attnbooth_cli.engine.plan import Base, Layer, PictureFile, Plan, build_plan, check_settings
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.manifest import Manifest, read_user_config
@@ -46,6 +46,15 @@ class Prepared:
     base: BaseModel
     plan: Plan
     warnings: tuple[str, ...]
+
+
+def check_options(options: TrainOptions, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses wrong settings before any project is touched and before torch is loaded.
+
+    Raises:
+        InputError: an unknown setting or a wrong value on the command line or in the environment.
+    """
+    check_settings(environment, options.flags(), options.settings)
 
 
 def prepare(root: Path, options: TrainOptions, environment: Mapping[str, str] = os.environ) -> Prepared:

@@ -17,7 +17,7 @@ from attnbooth_cli.engine.families import FAMILIES, Components
 from attnbooth_cli.errors import InputError
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # METHOD "Sampling"
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # reference, inference.py
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
@@ -32,7 +32,7 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How pictures are made (METHOD "Sampling" for the defaults of real base models).
+    """How pictures are made (defaults of real base models: the reference's inference.py).
 
     Attributes:
         width, height: Pixels, multiples of 8.

@@ -20,8 +20,8 @@ def project_status(root: Path | str) -> dict[str, Any]:
     state = read_state(project)
     card = read_json_object(project.concept / "concept.json") or {}
     samples = sorted(project.samples.glob("*.png")) if project.samples.is_dir() else []
-    unfinished = [run.name for run in state.runs if run.status == "unfinished"]
-    hint = "resume" if unfinished else "generate" if card else "train"
+    generate = f'attnbooth generate {project.root} "a photo of a {{}} on a beach"'
+    train = f"attnbooth {'resume' if state.unfinished else 'train'} {project.root}"
     return {
         "name": manifest.concept.name,
         "category": manifest.concept.category,
@@ -33,7 +33,7 @@ def project_status(root: Path | str) -> dict[str, Any]:
         ],
         "concept": {"run": card.get("run"), "stages": card.get("stages"), "smoke": card.get("smoke")} if card else None,
         "samples": len(samples),
-        "next": f"attnbooth {hint} {project.root}",
+        "next": generate if card and not state.unfinished else train,
     }
 
 

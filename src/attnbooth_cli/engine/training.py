@@ -1,4 +1,4 @@
-"""From a project to a concept: plan, stages, artefacts (METHOD, all of it).
+"""From a project to a concept: plan, stages, artefacts (the whole of the paper's section 4).
 
 A run is a folder `runs/NAME`: the plan it follows, its events, its checkpoints and the result of each finished stage.
 `train` begins or continues one, `resume` continues one, and both end by publishing `concept/`.
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from attnbooth_cli import __version__
 from attnbooth_cli.engine import checkpoint, concept
 from attnbooth_cli.engine.attention import fused
+from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.checkpoint import Checkpoint
-from attnbooth_cli.engine.data import AUGMENTATIONS, LatentSource, load_pictures
+from attnbooth_cli.engine.data import LatentSource, load_pictures
 from attnbooth_cli.engine.devices import (
     decided_by_main,
     is_main_process,
@@ -144,7 +145,8 @@ def train(
             return found or _new_run(project, plan, fast=options.fast)
 
         run = decided_by_main(decide, resolve_device(plan.device))
-        if run.status == "done" and {stage.name for stage in plan.stages_until(until)} <= set(run.stages):
+        wanted = {stage.name for stage in plan.stages_until(until)}
+        if run.status == "done" and wanted <= set(run.stages) and _is_current(project, run):
             emit(_nothing_to_do(project, run))
             return project
         _execute(project, prepared.manifest, run, prepared.base, until, emit, should_stop, pool or ComponentPool())
@@ -169,11 +171,10 @@ def resume(
         state = read_state(project)
         if not state.runs:
             raise InputError(f"{project.root} has no run to resume", f"attnbooth train {project.root}")
-        unfinished = [run for run in state.runs if run.status == "unfinished"]
-        if not unfinished:
+        if not state.unfinished:
             emit(_nothing_to_do(project, state.runs[-1]))
             return project
-        run = unfinished[-1]
+        run = state.unfinished[-1]
         base = base_of_plan(read_plan(RunFolder(project, run.name)))
         _execute(project, manifest, run, base, None, emit, should_stop, pool or ComponentPool())
     return project
@@ -235,7 +236,7 @@ class _Session:
 
     def stop(self, signal_number: int) -> None:
         """Ends the run after a signal; the state is saved already."""
-        raise StoppedError("stopped; everything is saved", f"attnbooth resume {self.project.root}", signal_number)
+        raise StoppedError("everything is saved", f"attnbooth resume {self.project.root}", signal_number)
 
     def stop_if_asked(self) -> None:
         """`stop` if a signal arrived."""
@@ -265,7 +266,7 @@ class _Session:
                 {"weights": progress.parameters, "optimizer": optimizer_tensors(progress)},
                 progress.scaler.state_dict() if progress.scaler is not None else None,
             )
-            checkpoint.prune(self.folder.checkpoints)
+            checkpoint.prune(self.folder.checkpoints, saved.folder)
             self.emit(Checkpointed(stage.name, step, str(saved.folder)))
         self.accelerator.wait_for_everyone()
 
@@ -335,6 +336,7 @@ def _execute(
         estimated = estimate_seconds(remaining, already_done, subject, source, plan, accelerator)
     emit(
         Started(
+            run=run.name,
             method=plan.method,
             stages=tuple((stage.name, stage.steps) for stage in remaining),
             pictures=len(plan.pictures),
@@ -361,6 +363,7 @@ def _execute(
     accelerator.wait_for_everyone()
     emit(
         Finished(
+            run=run.name,
             concept=str(project.concept),
             stages=finished,
             seconds=time.monotonic() - started,
@@ -468,7 +471,7 @@ def _run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
     same = [run for run in state.runs if run.digest == plan.digest and (project.runs / run.name).is_dir()]
     if same:
         return same[-1]
-    others = [run for run in state.runs if run.status == "unfinished" and not run.smoke]
+    others = [run for run in state.unfinished if not run.smoke]
     if others and not plan.smoke:
         changed = differences(read_plan(RunFolder(project, others[-1].name)), plan)
         raise InputError(
@@ -508,8 +511,14 @@ def _record(project: Project, run: Run, concept_run: str | None = None) -> None:
     write_state(project, replace(state, concept_run=concept_run or state.concept_run))
 
 
+def _is_current(project: Project, run: Run) -> bool:
+    """Whether `concept/` holds the result of a run; a smoke test's is put there only where there is no real one."""
+    card = read_json_object(project.concept / concept.CARD) or {}
+    return bool(card) if run.smoke else card.get("run") == run.name
+
+
 def _nothing_to_do(project: Project, run: Run) -> Finished:
-    return Finished(str(project.concept), run.stages, 0.0, nothing_to_do=True, smoke=run.smoke)
+    return Finished(run.name, str(project.concept), run.stages, 0.0, nothing_to_do=True, smoke=run.smoke)
 
 
 def _subject(components: Components, plan: Plan) -> Subject:

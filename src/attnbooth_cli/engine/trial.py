@@ -24,7 +24,7 @@ TRIAL_BATCH = 4
 """Most samples in a trial step."""
 
 RELATIVE_COST: dict[StageName, float] = {"embedding": 1.67 / 2.41, "attention": 1.70 / 2.41, "unet": 1.0}
-"""TFLOP of a stage's step over those of a step of stage `unet` (METHOD "Facts to know", SD 2.1)."""
+"""TFLOP of a stage's step over those of a step of stage `unet` (counted on Stable Diffusion 2.1 at 512 pixels)."""
 
 
 def estimate_seconds(

@@ -35,7 +35,7 @@ class StageTable(_Table):
 
     enabled: bool | None = None
     steps: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] | None = None
     batch_size: Positive | None = None
     mean_weight: Weight | None = None
     variance_weight: Weight | None = None

@@ -1,9 +1,8 @@
 """The training pictures on disk: find them, check them, copy them in, load them.
 
 A picture that training would trip over, or would silently see differently from how its owner sees it, is refused or
-explained here, before anything expensive starts. METHOD, "Training pictures", says what follows: EXIF orientation is
-applied first and everything becomes RGB. Nothing here knows about the training resolution's crops, and torch is never
-imported.
+explained here, before anything expensive starts. As in the reference's dataset class, EXIF orientation is applied
+first and everything becomes RGB. Nothing here knows about the training resolution's crops, and torch is never imported.
 """
 
 from __future__ import annotations

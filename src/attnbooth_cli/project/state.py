@@ -50,6 +50,12 @@ class State:
     runs: tuple[Run, ...] = ()
     concept_run: str | None = None
 
+    @property
+    def unfinished(self) -> tuple[Run, ...]:
+        """The runs that can be continued. One that was begun before the last that is done was given up for it."""
+        done = max((place for place, run in enumerate(self.runs) if run.status == "done" and not run.smoke), default=-1)
+        return tuple(run for run in self.runs[done + 1 :] if run.status == "unfinished")
+
     def run(self, name: str) -> Run:
         """The run of that name.
 

@@ -1,0 +1,115 @@
+"""Recording changes nothing but what it records, and only cross-attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnbooth_cli.engine.attention import (
+    MapProcessor,
+    StatisticsProcessor,
+    cross_attention_modules,
+    fused,
+    processors,
+    recording_statistics,
+)
+from attnbooth_cli.engine.families import Components
+from attnbooth_cli.engine.loop import checkpointing
+
+
+def inputs(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(batch, 32, 128, generator=generator)
+    return torch.randn(batch, 4, 16, 16, generator=generator), torch.full((batch,), 300), hidden
+
+
+def test_only_cross_attention_is_replaced(components: Components) -> None:
+    before = dict(components.unet.attn_processors)
+    with recording_statistics(components.unet, [3, 4]):
+        during = components.unet.attn_processors
+        changed = {name for name in before if during[name] is not before[name]}
+        assert changed == {name for name in before if ".attn2." in name}
+        assert all(isinstance(during[name], StatisticsProcessor) for name in changed)
+    assert components.unet.attn_processors == before
+
+
+def test_former_processors_come_back_after_an_error(components: Components) -> None:
+    before = dict(components.unet.attn_processors)
+    with pytest.raises(RuntimeError, match="boom"), recording_statistics(components.unet, [1]):
+        raise RuntimeError("boom")
+    assert components.unet.attn_processors == before
+
+
+def test_explicit_probabilities_give_the_fused_output(components: Components) -> None:
+    latents, timesteps, hidden = inputs()
+    with torch.no_grad():
+        plain = components.unet(latents, timesteps, hidden).sample
+        with recording_statistics(components.unet, [3, 4]):
+            recorded = components.unet(latents, timesteps, hidden).sample
+    torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_leave_the_output_bit_identical(components: Components) -> None:
+    latents, timesteps, hidden = inputs()
+    received: dict[str, Tensor] = {}
+    with torch.no_grad():
+        plain = components.unet(latents, timesteps, hidden).sample
+        with processors(components.unet, lambda name: MapProcessor(name, [3, 4], received.__setitem__)):
+            recorded = components.unet(latents, timesteps, hidden).sample
+    assert torch.equal(recorded, plain)
+    assert set(received) == set(cross_attention_modules(components.unet))
+    assert all(maps.shape[-1] == 2 and maps.dtype == torch.float32 for maps in received.values())
+
+
+def test_all_columns_of_a_map_add_up_to_one(components: Components) -> None:
+    latents, timesteps, hidden = inputs(1)
+    received: dict[str, Tensor] = {}
+    with torch.no_grad(), processors(components.unet, lambda name: MapProcessor(name, range(32), received.__setitem__)):
+        components.unet(latents, timesteps, hidden)
+    for maps in received.values():
+        torch.testing.assert_close(maps.sum(-1), torch.ones(maps.shape[:-1]))
+
+
+def test_gradient_checkpointing_changes_neither_statistics_nor_gradients(components: Components) -> None:
+    latents, timesteps, hidden = inputs()
+
+    def run(wanted: bool) -> tuple[list[Tensor], Tensor, int]:
+        leaf = hidden.clone().requires_grad_(True)
+        with checkpointing(components.unet, wanted), recording_statistics(components.unet, [3, 4]) as recorder:
+            with recorder.armed():
+                output = components.unet(latents, timesteps, leaf).sample
+            statistics = [layer.mean for layer in recorder.layers]
+            (output.square().mean() + sum(mean.square().sum() for mean in statistics)).backward()
+            assert leaf.grad is not None
+            return [mean.detach() for mean in statistics], leaf.grad, len(recorder.layers)
+
+    plain, plain_gradient, plain_count = run(False)
+    checkpointed, checkpointed_gradient, checkpointed_count = run(True)
+    assert plain_count == checkpointed_count == 7  # the recomputed forward pass added nothing
+    for one, other in zip(plain, checkpointed, strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(checkpointed_gradient, plain_gradient, rtol=1e-5, atol=1e-9)
+    assert not components.unet.training
+
+
+def test_statistics_are_float32_under_bf16_autocast(components: Components) -> None:
+    latents, timesteps, hidden = inputs()
+    with (
+        torch.no_grad(),
+        recording_statistics(components.unet, [3, 4]) as recorder,
+        torch.autocast("cpu", torch.bfloat16),
+        recorder.armed(),
+    ):
+        components.unet(latents, timesteps, hidden)
+    assert {layer.mean.dtype for layer in recorder.layers} == {torch.float32}
+    # bfloat16 has 8 bits of mantissa; float32 maps must not be such numbers
+    assert any(not torch.equal(layer.mean, layer.mean.bfloat16().float()) for layer in recorder.layers)
+
+
+def test_fused_inside_recording_is_plain_sampling(components: Components) -> None:
+    latents, timesteps, hidden = inputs()
+    with torch.no_grad():
+        plain = components.unet(latents, timesteps, hidden).sample
+        with recording_statistics(components.unet, [3, 4]), fused(components.unet):
+            assert torch.equal(components.unet(latents, timesteps, hidden).sample, plain)

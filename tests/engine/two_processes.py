@@ -1,0 +1,45 @@
+"""Run by two processes: adds up the gradients of one step and saves them (see test_distributed)."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from attnbooth_cli.engine.base_models import resolve
+from attnbooth_cli.engine.devices import make_accelerator
+from attnbooth_cli.engine.families import load_components
+from attnbooth_cli.engine.loop import (
+    accumulate_gradients,
+    add_over_processes,
+    conditioning_of,
+    only_trainable,
+    recording,
+    trainable_parameters,
+)
+from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
+from attnbooth_cli.engine.weights import write_tensors
+from tests.engine.conftest import make_source, make_subject
+
+STAGE = replace(ATTNDREAMBOOTH.stages[1], batch_size=8, mean_weight=50.0, variance_weight=50.0)
+
+
+def main(path: Path) -> None:
+    accelerator = make_accelerator(torch.device("cpu"), "float32")
+    subject = make_subject(load_components(resolve("tiny")))
+    parameters = trainable_parameters(subject, STAGE.name)
+    source = make_source(subject.components)
+    with only_trainable(parameters), recording(STAGE, subject) as recorder:
+        conditioning = conditioning_of(STAGE, subject, accelerator)
+        losses = accumulate_gradients(STAGE, 0, subject, source, accelerator, conditioning, recorder, 0)
+        add_over_processes(parameters, accelerator)
+        if accelerator.is_main_process:
+            assert accelerator.num_processes == 2
+            gradients = {name: parameter.grad for name, parameter in parameters.items()}
+            write_tensors(path, {**gradients, "losses": torch.tensor([losses.diffusion, losses.attention])})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,203 @@
+"""Signals, closed pipes and other processes: nothing is lost, and the exit code says what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import SHORT, Cli, leftovers, program, snapshot, weights
+
+TIMEOUT = 60
+
+
+@contextmanager
+def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A command as a process of its own, ended with the block whatever happens."""
+    process = subprocess.Popen(program(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def pipe(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+def wait_for(process: subprocess.Popen[str], **wanted: object) -> dict[str, Any]:
+    """Reads the JSON stream up to the first event with these values."""
+    for line in pipe(process.stdout):
+        event = json.loads(line)
+        if wanted.items() <= event.items():
+            assert isinstance(event, dict)
+            return event
+    raise AssertionError(f"no such event: {wanted}; {pipe(process.stderr).read()}")
+
+
+def checkpoints(project: Path) -> list[str]:
+    return sorted(path.parent.name for path in project.glob("runs/*/checkpoints/*/checkpoint.json"))
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_stops_training_with_everything_saved(
+    cli: Cli, project: Path, trained_once: Path, name: str, code: int
+) -> None:
+    """Users complain that Ctrl-C, a closed terminal or a preempted machine costs them all progress."""
+    with running("train", project, *SHORT, "--json") as process:
+        wait_for(process, event="step", stage="attention")
+        process.send_signal(getattr(signal, name))
+        out, err = process.communicate(timeout=TIMEOUT)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert process.returncode == code
+    assert (events[-1]["event"], events[-1]["exit_code"]) == ("error", code)
+    assert events[-1]["run"] == "001-attndreambooth"
+    last = [event for event in events if event["event"] == "step"][-1]
+    assert checkpoints(project) == [f"{last['stage']}-{last['step']:06d}"]
+    assert "finishing this step, then saving" in err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == f"hint: attnbooth resume {project}"
+    assert leftovers(project) == []
+    if name == "SIGINT":
+        command = shlex.split(err.splitlines()[-1].removeprefix("hint: attnbooth "))
+        assert cli(*command).code == 0
+        assert weights(project) == weights(trained_once)
+
+
+def test_a_second_signal_stops_at_once(cli: Cli, project: Path) -> None:
+    """A first Ctrl-C waits for the step; somebody who presses it again does not want to wait."""
+    long_steps = ("--set=train.embedding.batch_size=512", "--set=train.checkpoint_every=1")
+    with running("train", project, *long_steps, "--json") as process:
+        wait_for(process, event="stage")
+        process.send_signal(signal.SIGINT)
+        lines = pipe(process.stderr)
+        assert any("once more stops at once" in line for line in lines)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=TIMEOUT) == 130
+        assert time.monotonic() - asked < 1
+        assert pipe(process.stdout).read() == ""  # not even the step was finished
+    assert checkpoints(project) == []
+    assert cli("status", project, "--json").document["runs"][0]["status"] == "unfinished"
+    assert cli("train", project, "--smoke", "--until", "embedding").code == 0  # nothing is locked or damaged
+
+
+def test_a_killed_process_loses_nothing_that_was_saved(cli: Cli, project: Path) -> None:
+    with running("train", project, *SHORT, "--set=train.checkpoint_every=1", "--json") as process:
+        saved = wait_for(process, event="checkpoint", stage="attention")
+        process.kill()
+        process.wait()
+    done = cli("train", project, *SHORT, "--json", "--until", "attention")
+    assert done.code == 0
+    stage, step = done.named("start")[0]["resumed_from"].split()
+    assert (stage, int(step) >= saved["step"]) == ("attention", True)
+    assert leftovers(project) == []
+
+
+def test_signals_that_the_parent_ignores_stay_ignored() -> None:
+    """`nohup attnbooth train` must outlive its terminal."""
+    from attnbooth_cli.cli.signals import stop_at_safe_points
+
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_at_safe_points(print) as should_stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert should_stop() == 0
+            signal.raise_signal(signal.SIGTERM)
+            assert should_stop() == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_a_signal_leaves_the_pictures_that_were_finished(
+    cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnbooth_cli.engine import generation
+
+    original = generation.save_picture
+
+    def save_and_signal(*arguments: Any) -> Path:
+        path = original(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return path
+
+    monkeypatch.setattr(generation, "save_picture", save_and_signal)
+    done = cli("generate", trained, "a {}", "-n", 3, "--steps", 1, "--out", tmp_path / "out", "--json")
+    assert done.code == 130
+    assert done.document["exit_code"] == 130
+    (path,) = (tmp_path / "out").iterdir()
+    with Image.open(path) as picture:
+        picture.load()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.parametrize("arguments", [("--dry-run",), ("--smoke", "--json")])
+def test_a_reader_that_goes_away(cli: Cli, project: Path, arguments: tuple[str, ...]) -> None:
+    """`attnbooth train ... | head -1` ends quietly, and what was saved can be continued."""
+    with running("train", project, *arguments) as process:
+        if "--json" in arguments:
+            wait_for(process, event="start")
+        pipe(process.stdout).close()
+        assert process.wait(timeout=TIMEOUT) == 141
+        err = pipe(process.stderr).read()
+        assert "Traceback" not in err
+        assert "BrokenPipe" not in err
+        process.stdout = None
+    assert leftovers(project) == []
+    assert cli("train", project, "--smoke").code == 0
+
+
+def test_one_run_at_a_time(cli: Cli, trained: Path) -> None:
+    hold = "import sys, pathlib; from attnbooth_cli.project.lock import locked\nwith locked(pathlib.Path(sys.argv[1])):"
+    hold += "\n print(flush=True); sys.stdin.read()"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", hold, str(trained)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        pipe(owner.stdout).readline()
+        before = snapshot(trained)
+        for command in (
+            ("train", trained, "--smoke"),
+            ("train", trained, *SHORT),
+            ("resume", trained),
+            ("init", trained, "--example", "--force"),
+        ):
+            done = cli(*command)
+            assert done.code == 4
+            assert f"process {owner.pid}" in done.err
+        assert snapshot(trained) == before
+        assert cli("status", trained).code == 0
+        assert cli("train", trained, "--dry-run").code == 0
+        assert cli("generate", trained, "a {}", "--steps", 1).code == 0
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert cli("train", trained, *SHORT).code == 0  # a lock dies with its owner
+
+
+def test_an_unexpected_failure_is_one_sentence(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnbooth_cli.engine import preparation
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(preparation, "images_folder", broken)
+    done = cli("train", project, "--dry-run")
+    assert done.code == 1
+    assert done.err.splitlines()[0] == "error: unexpected ZeroDivisionError: oops"
+    assert "-v" in done.err.splitlines()[1]
+    assert os.linesep.join(done.err.splitlines()[2:]) == ""
