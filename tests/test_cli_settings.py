@@ -114,9 +114,7 @@ def test_the_regulariser_can_be_switched_off(cli: Cli, project: Path) -> None:
         ("[concept]\nname = 'again'\n", None, ["not valid TOML", "line"]),
     ],
 )
-def test_mistakes_in_the_manifest(
-    cli: Cli, project: Path, toml: str, offset: int | None, messages: list[str]
-) -> None:
+def test_mistakes_in_the_manifest(cli: Cli, project: Path, toml: str, offset: int | None, messages: list[str]) -> None:
     first = declare(project, toml)
     before = snapshot(project)
     done = cli("train", project)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -172,7 +171,8 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("environment", "bars"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, False), ({"TERM": "dumb"}, False)]
+    ("environment", "bars"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, False), ({"TERM": "dumb"}, False)],
 )
 def test_bars_are_for_terminals_without_no_color(
     cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], bars: bool
@@ -215,4 +215,4 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     done = run_program("status", tmp_path / "absent", "--json")
     assert done.code == 2
     assert done.document["event"] == "error"
-    assert not [name for name in os.listdir(tmp_path)]
+    assert list(tmp_path.iterdir()) == []

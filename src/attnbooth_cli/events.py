@@ -100,6 +100,7 @@ class Finished:
 
     Attributes:
         nothing_to_do: The concept was finished before; nothing was computed.
+        remaining: Stages the plan has beside those that are done (after `--until`).
     """
 
     name: ClassVar[str] = "done"
@@ -110,6 +111,7 @@ class Finished:
     samples: tuple[str, ...] = ()
     nothing_to_do: bool = False
     smoke: bool = False
+    remaining: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

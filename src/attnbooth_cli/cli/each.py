@@ -49,6 +49,7 @@ def in_one_document(
     console: Console, results: list[dict[str, Any]], projects: int
 ) -> Callable[[Path, BoothError], None]:
     """A failure goes to stderr and, in JSON, into the one document (or is that document, for a single project)."""
+
     def report(root: Path, failure: BoothError) -> None:
         alone = projects == 1 and not results
         Console(console.json and alone, console.quiet, console.verbose).failure(failure, root)

@@ -19,6 +19,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no m
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More messages, and tracebacks of failures.")]
 Device = Annotated[
     str | None,
-    typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto by default. [env: ATTNBOOTH_TRAIN_DEVICE]"),
+    typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto by default."),
 ]
 PromptsFile = Annotated[Path | None, typer.Option("--prompts", help="A text file of prompts, one a line.")]

@@ -36,7 +36,10 @@ def train(
         bool, typer.Option("--dry-run", help="Show every setting and where it comes from; do nothing.")
     ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="[env: ATTNBOOTH_TRAIN_SEED; default: 0]")] = None,
-    device: options.Device = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto by default. [env: ATTNBOOTH_TRAIN_DEVICE]"),
+    ] = None,
     precision: Annotated[
         options.Precision | None, typer.Option(help="auto by default. [env: ATTNBOOTH_TRAIN_PRECISION]")
     ] = None,

@@ -150,8 +150,8 @@ def attention_probabilities(attn: Any, query: Tensor, key: Tensor, attention_mas
 def project_out(attn: Any, attended: Tensor) -> Tensor:
     """Joins the heads of `attended` [b, h, p, d] and applies the output projection. Returns [b, p, channels]."""
     hidden_states = attended.transpose(1, 2).flatten(2)
-    output: Tensor = attn.to_out[1](attn.to_out[0](hidden_states))
-    return output / attn.rescale_output_factor
+    output: Tensor = attn.to_out[1](attn.to_out[0](hidden_states)) / attn.rescale_output_factor
+    return output
 
 
 @contextlib.contextmanager

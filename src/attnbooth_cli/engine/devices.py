@@ -67,14 +67,18 @@ def make_accelerator(device: torch.device, precision: str) -> Any:
     return Accelerator(mixed_precision="no" if precision == "float32" else precision, cpu=device.type == "cpu")
 
 
-def decided_by_main(decide: Callable[[], T], device: torch.device) -> T:
-    """Runs `decide` in the main process alone and gives its answer to all of them."""
+def decided_by_main(decide: Callable[[], T], device: torch.device | None = None) -> T:
+    """Runs `decide` in the main process alone and gives its answer (pickled between them) to all.
+
+    Args:
+        device: Where the processes will compute, which decides how they talk; whatever is there for None.
+    """
     if not _distributed():
         return decide()
     from accelerate.state import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState(cpu=device.type == "cpu")
+    state = PartialState(cpu=(device or resolve_device("auto")).type == "cpu")
     box: list[Any] = [decide() if state.is_main_process else None]
     answer: T = broadcast_object_list(box)[0]
     return answer

@@ -51,7 +51,7 @@ _CLASSES = {
     "unet": ("diffusers", {"UNet2DConditionModel"}),
     "vae": ("diffusers", {"AutoencoderKL"}),
 }
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_PREDICTIONS = ("epsilon", "v_prediction")
 _JSON_LIMIT = 4_000_000
 # The safetensors format's own bound on a header.
 _HEADER_LIMIT = 100_000_000

@@ -5,8 +5,11 @@ Everything is checked before the first byte is written, and the manifest comes l
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,8 @@ def init(
     """
     project = Project(Path(root))
     _require_place(project, force)
+    if resolution is not None and (resolution % 8 or not 16 <= resolution <= 4096):
+        raise InputError(f"--resolution must be a multiple of 8 between 16 and 4096, not {resolution}", None)
     if example:
         folder, example_category = EXAMPLE
         images = images or [Path(__file__).parent.parent / "assets" / "example" / folder]
@@ -111,17 +116,16 @@ def init(
     category, token, pieces, derived = _names(project, base, Declaration(category, model, token, resolution))
     for warning in pictures.warnings_about(survey, resolution or base.resolution):
         emit(Warned(warning))
-    with durable.explained_write(project.root):
-        project.root.mkdir(parents=True, exist_ok=True)
-    with locked(project.root):
+    with _made_or_removed(project.root), locked(project.root):
         copied = pictures.copy_in(survey, project.root / "images")
         text = manifest_text(
-            name=project.name,
+            name=project.name[:100],
             category=category,
             token=token,
             model=str(base.path.resolve()) if base.kind in ("folder", "file") else base.ref,
             revision=base.revision,
             resolution=resolution,
+            native_resolution=base.resolution,
         )
         durable.write_text(project.manifest, text)
     return Initialised(
@@ -151,15 +155,9 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
         return None
     if not root.is_dir():
         raise InputError(f"there is no folder {root}", f"attnbooth init {root} --category cat --images PHOTOS")
-    return init(
-        root,
-        category=declaration.category,
-        model=declaration.model,
-        token=declaration.token,
-        resolution=declaration.resolution,
-        emit=emit,
-        bars=bars,
-    )
+    from attnbooth_cli.engine.devices import decided_by_main
+
+    return decided_by_main(lambda: init(root, **dataclasses.asdict(declaration), emit=emit, bars=bars))
 
 
 def check_declaration(root: Path, declaration: Declaration) -> None:
@@ -234,6 +232,20 @@ def _require_place(project: Project, force: bool) -> None:
             f"{project.root} is a project already ({MANIFEST_NAME} exists)",
             f"attnbooth train {project.root}, or init with --force to write a new manifest",
         )
+
+
+@contextlib.contextmanager
+def _made_or_removed(root: Path) -> Iterator[None]:
+    """Makes a folder that is not there yet, and removes it again if the block fails."""
+    existed = root.exists()
+    with durable.explained_write(root):
+        root.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(root, ignore_errors=True)
+        raise
 
 
 def _own_pictures(project: Project) -> Path:

@@ -297,13 +297,14 @@ def add_over_processes(parameters: Parameters, accelerator: Any) -> None:
 
 def _require_finite(stage: Stage, step: int, losses: StepLosses, parameters: Parameters) -> None:
     if not (math.isfinite(losses.diffusion) and math.isfinite(losses.attention)):
-        _diverged(stage, step, "the loss")
+        raise diverged(stage, step, "the loss")
     if step == stage.steps and not all_finite(parameters):
-        _diverged(stage, step, "a trained weight")
+        raise diverged(stage, step, "a trained weight")
 
 
-def _diverged(stage: Stage, step: int, what: str) -> None:
-    raise DivergedError(
-        f"{what} is no longer finite at step {step} of stage {stage.name}; the last good checkpoint is kept",
+def diverged(stage: Stage, step: int, what: str) -> DivergedError:
+    """The error for something that is no longer finite."""
+    return DivergedError(
+        f"{what} is no longer finite at step {step} of stage {stage.name}; what was saved before is kept",
         f"lower train.{stage.name}.learning_rate ({stage.learning_rate:g}), or use --precision float32",
     )

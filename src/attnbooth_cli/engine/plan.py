@@ -19,12 +19,14 @@ from typing import Any, Literal
 from pydantic import BaseModel as PydanticModel
 from pydantic import TypeAdapter, ValidationError
 
+from attnbooth_cli.engine.catalogue import Entry
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS, STAGE_NAMES, Method, Stage, StageName
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project.manifest import Manifest, TrainTable, UserConfig, train_table
 
 DEFAULTS: dict[str, Any] = {
     "train.method": ATTNDREAMBOOTH.name,
+    "train.schedule": "recommended",  # with what the base model's entry adapts; "paper": without
     "train.seed": 0,
     "train.resolution": 512,  # reference script: Stable Diffusion 2.1-base at 512 pixels
     "train.device": "auto",
@@ -40,10 +42,10 @@ DEFAULTS: dict[str, Any] = {
 }
 _STAGE_KEYS = ("enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight")
 _PLAIN_KEYS = (
-    "method", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
+    "method", "schedule", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
     "sample_every", "micro_batch_size", "gradient_checkpointing", "regulariser", "augmentation", "augmentation_pool",
 )  # fmt: skip
-_NOT_IDENTITY = {"device", "checkpoint_every", "sample_every", "micro_batch_size", "gradient_checkpointing"}
+_NOT_IDENTITY = {"schedule", "device", "checkpoint_every", "sample_every", "micro_batch_size", "gradient_checkpointing"}
 
 SMOKE_STEPS = 2
 SMOKE_BATCH_SIZE = 2
@@ -86,6 +88,7 @@ class Plan:
     base: Base
     pictures: tuple[PictureFile, ...]
     method: str
+    schedule: Literal["recommended", "paper"]
     prompt: str
     stages: tuple[Stage, ...]
     seed: int
@@ -112,6 +115,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """The values that decide what is learned, flat; two plans that agree on them make the same concept."""
         document = json.loads(plan_json(self))
+        document["stages"] = {stage.pop("name"): stage for stage in document["stages"]}
         for key in (*_NOT_IDENTITY, "origins"):
             del document[key]
         return _flatten(document)
@@ -134,7 +138,8 @@ def build_plan(
     manifest: Manifest,
     *,
     base: Base,
-    base_layer: Layer,
+    entry: Entry,
+    resolution: int,
     pictures: Sequence[PictureFile],
     user_config: UserConfig | None = None,
     environment: Mapping[str, str] | None = None,
@@ -146,7 +151,8 @@ def build_plan(
     """Resolves every setting.
 
     Args:
-        base_layer: What the base model's entry recommends.
+        entry: The base model's entry, for what it recommends.
+        resolution: Pixels a side the base model was made for.
         flags: Values given by command-line flags, by setting key; None values count as not given.
         assignments: `--set` arguments, `KEY=VALUE` with VALUE in TOML or bare text.
         fast: Apply the method's `fast` preset.
@@ -166,8 +172,12 @@ def build_plan(
         _assignments_layer(assignments),
     ]
     method = _method(_last(above, "train.method") or DEFAULTS["train.method"])
-    preset = _preset_layer(method, "fast", "--fast") if fast else Layer("--fast", {})
-    layers = [Layer("default", DEFAULTS), base_layer, _method_layer(method), preset, *above]
+    paper = (_last(above, "train.schedule") or DEFAULTS["train.schedule"]) == "paper"
+    factors = {} if paper else entry.rate_factors
+    preset = _preset_layer(method, "fast", "--fast", factors, entry.name) if fast else Layer("--fast", {})
+    recommended = {} if paper else {**entry.settings, **_rates(method, factors)}
+    base_layer = Layer(f"base model {entry.name}", {"train.resolution": resolution, **recommended})
+    layers = [Layer("default", DEFAULTS), _method_layer(method), base_layer, preset, *above]
     if smoke:
         layers.append(_smoke_layer())
     values, origins = _merge(layers)
@@ -260,11 +270,25 @@ def _method_layer(method: Method) -> Layer:
     return Layer(f"method {method.name}", values)
 
 
-def _preset_layer(method: Method, preset: str, flag: str) -> Layer:
+def _rates(method: Method, factors: Mapping[str, float]) -> dict[str, float]:
+    """The method's learning rates as a base model wants them."""
+    return {
+        f"train.{stage.name}.learning_rate": stage.learning_rate * factors[stage.name]
+        for stage in method.stages
+        if stage.name in factors
+    }
+
+
+def _preset_layer(method: Method, preset: str, flag: str, factors: Mapping[str, float], base: str) -> Layer:
     changes = method.presets.get(preset)
     if changes is None:
         raise InputError(f"method {method.name} has no {preset} preset", f"leave {flag} out")
-    return Layer(flag, {f"train.{name}.{key}": value for name, keys in changes.items() for key, value in keys.items()})
+    values = {
+        f"train.{name}.{key}": value * factors.get(name, 1) if key == "learning_rate" else value
+        for name, keys in changes.items()
+        for key, value in keys.items()
+    }
+    return Layer(f"{flag}, rates for {base}" if factors else flag, values)
 
 
 def _smoke_layer() -> Layer:

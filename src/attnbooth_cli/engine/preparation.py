@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from attnbooth_cli.engine.base_models import BaseModel, resolve
-from attnbooth_cli.engine.plan import Base, Layer, PictureFile, Plan, build_plan, check_settings
+from attnbooth_cli.engine.plan import Base, PictureFile, Plan, build_plan, check_settings
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.manifest import Manifest, read_user_config
@@ -70,7 +70,8 @@ def prepare(root: Path, options: TrainOptions, environment: Mapping[str, str] = 
     plan, warnings = build_plan(
         manifest,
         base=describe(base),
-        base_layer=Layer(f"base model {base.entry.name}", {"train.resolution": base.resolution}),
+        entry=base.entry,
+        resolution=base.resolution,
         pictures=[PictureFile(picture.path.name, durable.sha256(picture.path)) for picture in survey.pictures],
         user_config=read_user_config(user_config_path(environment)),
         environment=environment,

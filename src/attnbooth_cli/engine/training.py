@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from attnbooth_cli.engine.devices import (
     resolve_precision,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components
-from attnbooth_cli.engine.loop import Progress, Subject, optimizer_tensors, run_stage, trainable_parameters
+from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import METHODS, Stage, StageName
 from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan, differences, plan_from_json, plan_json
 from attnbooth_cli.engine.preparation import (
@@ -234,7 +234,7 @@ class _Session:
         if not last and self.plan.sample_every and step % self.plan.sample_every == 0:
             self.sample(stage, step)
 
-    def stop(self, signal_number: int) -> None:
+    def stop(self, signal_number: int) -> NoReturn:
         """Ends the run after a signal; the state is saved already."""
         raise StoppedError("everything is saved", f"attnbooth resume {self.project.root}", signal_number)
 
@@ -253,11 +253,7 @@ class _Session:
     def _save(self, progress: Progress) -> None:
         stage, step = progress.stage, progress.step
         if not all_finite(progress.parameters):
-            raise DivergedError(
-                f"a trained weight is no longer finite at step {step} of stage {stage.name}; "
-                "the last good checkpoint is kept",
-                f"lower train.{stage.name}.learning_rate ({stage.learning_rate:g})",
-            )
+            raise diverged(stage, step, "a trained weight")
         if self.accelerator.is_main_process:
             saved = checkpoint.save(
                 self.folder.checkpoints / checkpoint.checkpoint_name(stage.name, step),
@@ -352,7 +348,12 @@ def _execute(
         )
     )
     for stage in remaining:
-        _run_stage(session, stage, source, resumed if resumed and resumed.stage == stage.name else None)
+        try:
+            _run_stage(session, stage, source, resumed if resumed and resumed.stage == stage.name else None)
+        except DivergedError:
+            if accelerator.is_main_process:
+                _record(project, replace(run, stages=finished, status="diverged"))
+            raise
         finished = (*finished, stage.name)
         if accelerator.is_main_process:
             _record(project, replace(run, stages=finished, status="unfinished"))

@@ -45,6 +45,7 @@ class TrainTable(_Table):
     """`[train]`; every key is optional. Defaults and their sources are in `engine.plan.DEFAULTS`."""
 
     method: str | None = None
+    schedule: Literal["recommended", "paper"] | None = None
     prompt: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     resolution: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] | None = None
@@ -188,16 +189,23 @@ def train_table(values: Mapping[str, Any], origin: str) -> TrainTable:
 
 
 def manifest_text(
-    *, name: str, category: str, token: str, model: str, revision: str | None, resolution: int | None
+    *,
+    name: str,
+    category: str,
+    token: str,
+    model: str,
+    revision: str | None,
+    resolution: int | None,
+    native_resolution: int,
 ) -> str:
     """The manifest `init` writes: what the person declared, and the optional keys as comments.
 
     Args:
-        resolution: Written only when the person asked for one; otherwise it is a comment.
+        resolution: Written only when the person asked for one; otherwise a comment names the native one.
     """
     quote = _toml_string
     revision_line = f"revision = {quote(revision)}\n" if revision else ""
-    resolution_line = f"resolution = {resolution}" if resolution else "# resolution = 512"
+    resolution_line = f"resolution = {resolution}" if resolution else f"# resolution = {native_resolution}"
     return f"""\
 # A concept project of attnbooth. This file is yours: no run ever writes it.
 schema = {SCHEMA}

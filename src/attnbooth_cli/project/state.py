@@ -19,7 +19,7 @@ from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project
 
 SCHEMA = 1
-Status = Literal["unfinished", "done"]
+Status = Literal["unfinished", "diverged", "done"]
 
 
 @dataclass(frozen=True)
