@@ -37,11 +37,11 @@ SHORT = tuple(
     f"--set=train.{key}={value}"
     for key, value in {
         "embedding.steps": 2,
-        "embedding.batch_size": 2,
-        "attention.steps": 12,
-        "attention.batch_size": 2,
-        "unet.steps": 3,
-        "unet.batch_size": 2,
+        "embedding.batch_size": 1,
+        "attention.steps": 8,
+        "attention.batch_size": 1,
+        "unet.steps": 2,
+        "unet.batch_size": 1,
         "save_precision": "float32",
     }.items()
 )
@@ -199,7 +199,7 @@ def interrupted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = tuple(argument.removeprefix("--set=") for argument in (*SHORT, "train.checkpoint_every=2"))
     steps = iter(range(1, 1000))
     with pytest.raises(StoppedError), quick_samples():
-        # Asked after each of the 2 + 12 + 3 steps and once between two stages.
+        # Asked after each of the 2 + 8 + 2 steps and once between two stages.
         train(root, options=TrainOptions(settings=settings), should_stop=lambda: 15 if next(steps) == 2 + 1 + 5 else 0)
     return root
 

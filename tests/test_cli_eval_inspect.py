@@ -72,6 +72,7 @@ def test_the_training_pictures_look_most_like_themselves(
 
 
 def test_gates(cli: Cli, trained: Path, prompts: Path) -> None:
+    prompts.write_text(PROMPT)
     flags = ("--prompts", prompts, "-n", 1)
     scores = cli("eval", trained, *flags, "--json").document
     below = ("--min-identity", scores["identity"] - 0.01, "--min-text", scores["text"] - 0.01)
@@ -100,6 +101,7 @@ def test_a_judge_that_is_not_there(cli: Cli, trained: Path, tmp_path: Path) -> N
 
 def test_several_projects_in_one_document(cli: Cli, trained: Path, tmp_path: Path, prompts: Path) -> None:
     absent = tmp_path / "absent"
+    prompts.write_text(PROMPT)
     done = cli("eval", absent, trained, "--prompts", prompts, "-n", 1, "--json")
     assert done.code == 2
     first, second = done.document["results"]
@@ -204,7 +206,7 @@ def test_status_of_an_unfinished_run(cli: Cli, interrupted: Path) -> None:
     assert done.out.splitlines()[-1] == f"next: attnbooth resume {interrupted}"
 
 
-def test_status_as_json(cli: Cli, trained: Path, project: Path) -> None:
+def test_status_as_json(cli: Cli, trained: Path) -> None:
     document = cli("status", trained, "--json").document
     assert [document[key] for key in ("schema", "event", "project", "run")] == [
         1, "status", str(trained), "001-attndreambooth",

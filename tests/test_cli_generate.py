@@ -138,7 +138,7 @@ def test_the_sheet_of_all_pictures(cli: Cli, trained: Path) -> None:
     plain = cli("generate", trained, BEACH, "--steps", 1, "--grid")
     assert [Path(line).name for line in plain.out.splitlines()] == [
         "a-photo-of-a-mushroom-on-the-beach-0-2.png",
-        "grid-a-photo-of-a-on-the-beach.png",
+        "grid-a-photo-of-a-on-the-beach-2.png",
     ]
 
 

@@ -211,3 +211,16 @@ def test_split_keeps_order_and_drops_nothing() -> None:
     assert [list(part) for part in split(range(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [list(part) for part in split(range(3), 0)] == [[0, 1, 2]]
     assert list(split(range(0), 0)) == []
+
+
+@pytest.mark.parametrize(("stage", "encodings"), [(EMBEDDING, 4), (ATTENTION, 1), (UNET, 1)], ids=lambda v: str(v))
+def test_the_prompt_is_encoded_only_as_often_as_it_changes(
+    subject: Subject, accelerator: Accelerator, stage: Stage, encodings: int
+) -> None:
+    """Once a micro-batch while the embedding trains; once altogether afterwards."""
+    (encoder,) = subject.components.text_encoders
+    calls: list[object] = []
+    handle = encoder.model.register_forward_hook(lambda *_: calls.append(None))
+    train(subject, stage, accelerator, micro_batch_size=1)
+    handle.remove()
+    assert len(calls) == encodings

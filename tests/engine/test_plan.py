@@ -42,9 +42,7 @@ def plan(entry: Entry = STABLE_DIFFUSION, train: dict[str, object] | None = None
 
 def test_the_defaults_are_the_papers() -> None:
     """The stage table of the authors' scripts, digit by digit."""
-    stages = {
-        s.name: (s.learning_rate, s.steps, s.batch_size, s.mean_weight, s.variance_weight) for s in plan().stages
-    }
+    stages = {s.name: (s.learning_rate, s.steps, s.batch_size, s.mean_weight, s.variance_weight) for s in plan().stages}
     assert stages == {
         "embedding": (1e-3, 60, 8, 0.1, 0.0),
         "attention": (2e-5, 100, 8, 2.0, 5.0),

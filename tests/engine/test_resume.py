@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from attnbooth_cli.engine.families import ComponentPool
 from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.training import resume, train
@@ -147,3 +148,29 @@ def test_until_then_the_rest_is_the_same_as_all_at_once(
     resumed = concept_tensors(root)
     assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
     assert len(list(Project(root).runs.iterdir())) == 1
+
+
+def test_until_an_earlier_stage_keeps_what_a_later_one_has_saved(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(project, root)
+    emit, should_stop = stopping_after(5)
+    with pytest.raises(StoppedError):
+        train(root, options=OPTIONS, emit=emit, should_stop=should_stop)
+    train(root, options=OPTIONS, until="attention")
+    assert [path.name for path in root.glob("runs/*/checkpoints/*")] == ["unet-000001"]
+    events: list[Event] = []
+    train(root, options=OPTIONS, emit=events.append)
+    assert sum(isinstance(event, Stepped) for event in events) == 1
+
+
+def test_projects_that_share_a_base_model_learn_what_they_learn_alone(
+    project: Path, uninterrupted: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """The base model is loaded once, and each project starts from its untouched weights."""
+    pool = ComponentPool(keep=True)
+    for name in ("first", "second"):
+        shutil.copytree(project, tmp_path / name)
+        train(tmp_path / name, options=OPTIONS, pool=pool)
+    for name in ("first", "second"):
+        shared = concept_tensors(tmp_path / name)
+        assert all(torch.equal(shared[key], uninterrupted[key]) for key in uninterrupted)

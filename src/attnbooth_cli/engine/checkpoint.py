@@ -6,10 +6,11 @@ one before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def prune(folder: Path, newest: Path, keep: int = KEPT) -> None:
     for path in paths:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def drop(folder: Path, stages: Collection[StageName]) -> None:
+    """Deletes the checkpoints of stages that are finished, and the folder once it is empty."""
+    for path in _checkpoints(folder):
+        if path.name.partition("-")[0] in stages:
+            shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def checkpoint_name(stage: StageName, step: int) -> str:

@@ -37,8 +37,13 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Card:
-    """What `concept.json` says that loading needs; the whole document is in `document`."""
+    """What `concept.json` says that loading needs; the whole document is in `document`.
 
+    Attributes:
+        folder: Where the concept's files are.
+    """
+
+    folder: Path
     placeholder: Placeholder
     stages: tuple[StageName, ...]
     smoke: bool
@@ -127,9 +132,9 @@ def read_card(project: Project) -> Card:
         InputError: nothing was trained yet, or a newer version wrote it.
         DamagedError: it is not a concept's card.
     """
-    durable.recover_directory(project.concept)
-    path = project.concept / CARD
-    if not project.concept.exists():
+    folder = durable.present(project.concept)
+    path = folder / CARD
+    if not folder.exists():
         raise InputError(f"{project.root} has no trained concept yet", f"attnbooth train {project.root}")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -139,7 +144,7 @@ def read_card(project: Project) -> Card:
         if not stages:
             raise ValueError("no stage")
         concept = placeholder(document["token"], len(document["tokens"]), document["category"])
-        return Card(concept, stages, bool(document["smoke"]), str(document["run"]), document)
+        return Card(folder, concept, stages, bool(document["smoke"]), str(document["run"]), document)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} cannot be read ({error})", f"attnbooth train {project.root} --restart") from None
 
@@ -151,7 +156,7 @@ def verify(project: Project, card: Card) -> None:
         DamagedError: one is missing or different.
     """
     for name, expected in card.document.get("files", {}).items():
-        path = project.concept / name
+        path = card.folder / name
         if ".." in Path(name).parts or not path.is_file() or durable.sha256(path) != expected["sha256"]:
             raise DamagedError(
                 f"{path} is missing or damaged", f"restore it from a copy, or attnbooth train {project.root} --restart"
@@ -167,20 +172,20 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
     verify(project, card)
     (encoder,) = components.text_encoders
     add_placeholder(encoder.tokenizer, encoder.model, card.placeholder)
-    (rows,) = read_tensors(project.concept / EMBEDDINGS).values()
+    (rows,) = read_tensors(card.folder / EMBEDDINGS).values()
     width = encoder.model.get_input_embeddings().weight.shape[1]
     if rows.shape != (len(card.placeholder.tokens), width):
         raise DamagedError(
-            f"the embedding in {project.concept} has shape {list(rows.shape)}, the base model needs width {width}",
+            f"the embedding in {card.folder} has shape {list(rows.shape)}, the base model needs width {width}",
             "use the base model the concept was trained on",
         )
     write_rows(encoder.tokenizer, encoder.model, card.placeholder, rows)
     changed: dict[str, Tensor] = {}
     if stage == "unet":
-        changed = read_tensors(project.concept / UNET)
+        changed = read_tensors(card.folder / UNET)
     elif stage == "attention":
-        changed = read_tensors(project.concept / ATTENTION)
-    load_tensors(components.unet, changed, str(project.concept))
+        changed = read_tensors(card.folder / ATTENTION)
+    load_tensors(components.unet, changed, str(card.folder))
 
 
 def load_tensors(module: Any, tensors: dict[str, Tensor], where: str) -> None:

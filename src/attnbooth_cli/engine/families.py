@@ -183,7 +183,7 @@ class ComponentPool:
     """
 
     keep: bool = False
-    _loaded: dict[tuple[str, str | None], tuple[Components, dict[str, Tensor]]] = field(default_factory=dict)
+    _loaded: dict[tuple[str, str | None], tuple[Components, dict[str, Tensor], list[int]]] = field(default_factory=dict)
 
     def take(self, base: BaseModel) -> Components:
         """Untouched components of `base`, on whatever device they were left on.
@@ -196,11 +196,12 @@ class ComponentPool:
             components = load_components(base)
             if self.keep:
                 pristine = {name: tensor.clone() for name, tensor in components.unet.state_dict().items()}
-                self._loaded[key] = (components, pristine)
+                rows = [encoder.model.get_input_embeddings().num_embeddings for encoder in components.text_encoders]
+                self._loaded[key] = (components, pristine, rows)
             return components
-        components, pristine = self._loaded[key]
+        components, pristine, rows = self._loaded[key]
         components.unet.load_state_dict(pristine)
-        for encoder in components.text_encoders:
+        for encoder, count in zip(components.text_encoders, rows, strict=True):
             encoder.tokenizer = load_tokenizer(base)
-            encoder.model.resize_token_embeddings(len(encoder.tokenizer), mean_resizing=False)
+            encoder.model.resize_token_embeddings(count, mean_resizing=False)
         return components

@@ -142,6 +142,7 @@ def run_stage(
                 _require_finite(stage, step + 1, losses, parameters)
                 seconds = time.perf_counter() - started
                 after_step(Progress(stage, step + 1, parameters, optimizer, accelerator.scaler, losses, seconds))
+    accelerator.free_memory()  # it would keep this stage's optimiser state to the end of the run
 
 
 def accumulate_gradients(

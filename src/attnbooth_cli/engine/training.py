@@ -7,21 +7,16 @@ A run is a folder `runs/NAME`: the plan it follows, its events, its checkpoints 
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from attnbooth_cli import __version__
 from attnbooth_cli.engine import checkpoint, concept
 from attnbooth_cli.engine.attention import fused
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
@@ -38,12 +33,22 @@ from attnbooth_cli.engine.devices import (
 from attnbooth_cli.engine.families import ComponentPool, Components
 from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import METHODS, Stage, StageName
-from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan, differences, plan_from_json, plan_json
+from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan
 from attnbooth_cli.engine.preparation import (
     TrainOptions,
     base_of_plan,
     check_pictures_of_plan,
     prepare,
+)
+from attnbooth_cli.engine.runs import (
+    RunFolder,
+    is_current,
+    logged,
+    new_run,
+    only_writer,
+    read_plan,
+    record,
+    run_to_continue,
 )
 from attnbooth_cli.engine.sampling import Request, SamplingSettings, is_black, sample
 from attnbooth_cli.engine.tokens import add_placeholder, placeholder, write_rows
@@ -63,50 +68,16 @@ from attnbooth_cli.events import (
     ignore,
 )
 from attnbooth_cli.project import durable
-from attnbooth_cli.project.lock import locked
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.samples import save_picture
-from attnbooth_cli.project.state import Run, State, new_run_name, now, read_json_object, read_state, write_state
+from attnbooth_cli.project.state import Run, read_json_object, read_state
 
 SAMPLE_PROMPT = "a photo of a {} on the beach"
 """The picture made at the end of each stage: the concept somewhere it was not photographed (our choice)."""
 
 ShouldStop = Callable[[], int]
 """Returns the number of the signal that asked to stop, 0 for none."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps its things."""
-
-    project: Project
-    name: str
-
-    @property
-    def root(self) -> Path:
-        """`runs/NAME`."""
-        return self.project.runs / self.name
-
-    @property
-    def plan(self) -> Path:
-        """The resolved plan."""
-        return self.root / "plan.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Resumable states inside stages."""
-        return self.root / "checkpoints"
-
-    @property
-    def stages(self) -> Path:
-        """The result of each finished stage."""
-        return self.root / "stages"
-
-    @property
-    def events(self) -> Path:
-        """Everything the run reported, one JSON object a line."""
-        return self.root / "events.jsonl"
 
 
 def train(
@@ -138,15 +109,15 @@ def train(
     project, plan = prepared.project, prepared.plan
     for warning in prepared.warnings:
         emit(Warned(warning))
-    with _only_writer(project):
+    with only_writer(project):
 
         def decide() -> Run:
-            found = None if restart else _run_to_continue(project, read_state(project), plan)
-            return found or _new_run(project, plan, fast=options.fast)
+            found = None if restart else run_to_continue(project, read_state(project), plan)
+            return found or new_run(project, plan, fast=options.fast)
 
         run = decided_by_main(decide, resolve_device(plan.device))
         wanted = {stage.name for stage in plan.stages_until(until)}
-        if run.status == "done" and wanted <= set(run.stages) and _is_current(project, run):
+        if run.status == "done" and wanted <= set(run.stages) and is_current(project, run):
             emit(_nothing_to_do(project, run))
             return project
         _execute(project, prepared.manifest, run, prepared.base, until, emit, should_stop, pool or ComponentPool())
@@ -167,10 +138,15 @@ def resume(
         Others: as `train`.
     """
     project, manifest = open_project(Path(root))
-    with _only_writer(project):
+    with only_writer(project):
         state = read_state(project)
         if not state.runs:
             raise InputError(f"{project.root} has no run to resume", f"attnbooth train {project.root}")
+        if not state.unfinished and state.runs[-1].status == "diverged":
+            raise InputError(
+                f"the last run of {project.root}, {state.runs[-1].name}, diverged: there is no good state to go on from",
+                f"attnbooth train {project.root} with a lower learning rate, such as --set train.unet.learning_rate=1e-6",
+            )
         if not state.unfinished:
             emit(_nothing_to_do(project, state.runs[-1]))
             return project
@@ -178,20 +154,6 @@ def resume(
         base = base_of_plan(read_plan(RunFolder(project, run.name)))
         _execute(project, manifest, run, base, None, emit, should_stop, pool or ComponentPool())
     return project
-
-
-def read_plan(folder: RunFolder) -> Plan:
-    """The plan a run was begun with.
-
-    Raises:
-        DamagedError: it is missing or damaged.
-    """
-    document = read_json_object(folder.plan)
-    if document is None or "plan" not in document:
-        raise DamagedError(
-            f"{folder.plan} is missing or damaged", f"begin again: attnbooth train {folder.project.root} --restart"
-        )
-    return plan_from_json(json.dumps(document["plan"]), str(folder.plan))
 
 
 @dataclass
@@ -315,7 +277,7 @@ def _execute(
     folder = RunFolder(project, run.name)
     plan = read_plan(folder)
     picture_paths = check_pictures_of_plan(project, manifest, plan)
-    emit = _logged(folder, emit) if is_main_process() else ignore
+    emit = logged(folder, emit) if is_main_process() else ignore
     device = resolve_device(plan.device)
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
     components = pool.take(base)
@@ -352,11 +314,11 @@ def _execute(
             _run_stage(session, stage, source, resumed if resumed and resumed.stage == stage.name else None)
         except DivergedError:
             if accelerator.is_main_process:
-                _record(project, replace(run, stages=finished, status="diverged"))
+                record(project, replace(run, stages=finished, status="diverged"))
             raise
         finished = (*finished, stage.name)
         if accelerator.is_main_process:
-            _record(project, replace(run, stages=finished, status="unfinished"))
+            record(project, replace(run, stages=finished, status="unfinished"))
         if stage is not remaining[-1]:
             session.stop_if_asked()
     if accelerator.is_main_process:
@@ -440,7 +402,7 @@ def _finish(session: _Session, run: Run, finished: tuple[StageName, ...]) -> Non
     current = read_json_object(project.concept / concept.CARD)
     if plan.smoke and current and not current.get("smoke"):
         session.emit(Warned("concept/ holds a real concept, so the smoke test's result was not put there"))
-        _record(project, replace(run, stages=finished, status="done"))
+        record(project, replace(run, stages=finished, status="done"))
         return
     attention: dict[str, Tensor] = {}
     if "attention" in finished:
@@ -457,69 +419,18 @@ def _finish(session: _Session, run: Run, finished: tuple[StageName, ...]) -> Non
         subject.rows,
         attention,
     )
-    _record(project, replace(run, stages=finished, status="done"), concept_run=folder.name)
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    record(project, replace(run, stages=finished, status="done"), concept_run=folder.name)
+    checkpoint.drop(folder.checkpoints, finished)
     if "unet" in finished:
         shutil.rmtree(folder.stages / "unet", ignore_errors=True)
 
 
-def _run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
-    """The run `train` goes on with: one with this plan, finished or not; None to begin a new one.
-
-    Raises:
-        InputError: an unfinished run with other settings would be left behind.
-    """
-    same = [run for run in state.runs if run.digest == plan.digest and (project.runs / run.name).is_dir()]
-    if same:
-        return same[-1]
-    others = [run for run in state.unfinished if not run.smoke]
-    if others and not plan.smoke:
-        changed = differences(read_plan(RunFolder(project, others[-1].name)), plan)
-        raise InputError(
-            f"{project.root} has an unfinished run {others[-1].name} with other settings ({'; '.join(changed[:4])})",
-            f"attnbooth resume {project.root} continues it; attnbooth train {project.root} --restart begins anew",
-        )
-    return None
-
-
-def _new_run(project: Project, plan: Plan, *, fast: bool) -> Run:
-    label = plan.method + ("-smoke" if plan.smoke else "-fast" if fast else "")
-    run = Run(new_run_name(project, label), plan.digest, plan.smoke, "unfinished", created=now())
-    folder = RunFolder(project, run.name)
-    packages = ("torch", "diffusers", "transformers", "accelerate")
-    durable.write_json(
-        folder.plan,
-        {
-            "schema": 1,
-            "created": run.created,
-            "digest": run.digest,
-            "smoke": run.smoke,
-            "plan": json.loads(plan_json(plan)),
-            "versions": {
-                "attnbooth": __version__,
-                **{name: version(name) for name in packages},
-                "python": platform.python_version(),
-            },
-            "threads": torch.get_num_threads(),
-        },
-    )
-    _record(project, run)
-    return run
-
-
-def _record(project: Project, run: Run, concept_run: str | None = None) -> None:
-    state = read_state(project).with_run(run)
-    write_state(project, replace(state, concept_run=concept_run or state.concept_run))
-
-
-def _is_current(project: Project, run: Run) -> bool:
-    """Whether `concept/` holds the result of a run; a smoke test's is put there only where there is no real one."""
-    card = read_json_object(project.concept / concept.CARD) or {}
-    return bool(card) if run.smoke else card.get("run") == run.name
-
-
 def _nothing_to_do(project: Project, run: Run) -> Finished:
-    return Finished(run.name, str(project.concept), run.stages, 0.0, nothing_to_do=True, smoke=run.smoke)
+    plan = read_plan(RunFolder(project, run.name))
+    remaining = tuple(stage.name for stage in plan.stages_until(None) if stage.name not in run.stages)
+    return Finished(
+        run.name, str(project.concept), run.stages, 0.0, nothing_to_do=True, smoke=run.smoke, remaining=remaining
+    )
 
 
 def _subject(components: Components, plan: Plan) -> Subject:
@@ -550,20 +461,3 @@ def _require_space(folder: RunFolder, plan: Plan, components: Components) -> Non
     state = parameters * 4 * 3  # weights and two moments, float32
     states = checkpoint.KEPT + 1 if plan.checkpoint_every else 1
     durable.require_free_space(folder.root, states * state + parameters * 4, "the checkpoints and the concept")
-
-
-def _logged(folder: RunFolder, emit: Emit) -> Emit:
-    """Also appends every event to the run's `events.jsonl`."""
-
-    def report(event: Any) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "event": event.name, **dataclasses.asdict(event)})
-        with durable.explained_write(folder.events), folder.events.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        emit(event)
-
-    return report
-
-
-def _only_writer(project: Project) -> Any:
-    """The project's lock, which the main process holds for all."""
-    return locked(project.root) if is_main_process() else nullcontext()

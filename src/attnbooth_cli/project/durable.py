@@ -64,6 +64,18 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def make_directory(folder: Path) -> None:
+    """Makes a folder and those above it where they are missing.
+
+    Raises:
+        OSError: as the system says; NotADirectoryError for a file in the way, which mkdir reports as "exists".
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` by `data`, durably.
 
@@ -71,7 +83,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         ResourceError: disk full, quota, read-only or permission denied.
     """
     with explained_write(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         try:
             with temporary.open("xb") as file:
@@ -93,7 +105,7 @@ def write_new_bytes(path: Path, data: bytes) -> None:
         ResourceError: as `write_bytes`.
     """
     with explained_write(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         try:
             write_bytes(temporary, data)
@@ -124,7 +136,7 @@ def new_directory(place: Path) -> Iterator[Path]:
         ResourceError: disk full, quota, read-only or permission denied.
     """
     with explained_write(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(place.parent)
         temporary = place.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         try:
             temporary.mkdir()
@@ -154,9 +166,15 @@ def recover_directory(place: Path) -> None:
         old.rename(place)
 
 
+def present(place: Path) -> Path:
+    """Where a reader finds the folder `new_directory` may be replacing, or may have died replacing, right now."""
+    old = _aside(place)
+    return old if old.is_dir() and not place.exists() else place
+
+
 def remove_temporaries(folder: Path) -> None:
-    """Deletes what interrupted writes left directly inside `folder`. Call only while holding the project's lock."""
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+    """Deletes what interrupted writes left anywhere below `folder`. Only for whoever alone may write there."""
+    for path in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
