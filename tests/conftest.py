@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -80,6 +81,19 @@ def pytest_sessionfinish() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def engine_loaded() -> None:
+    """Imports everything once and keeps it out of garbage collections, of which every stage of training does one."""
+    import diffusers
+    import transformers
+
+    from attnbooth_cli.engine import evaluation, generation, inspection, training
+
+    assert all((diffusers, transformers, evaluation, generation, inspection, training))
+    gc.collect()
+    gc.freeze()
+
+
 SAMPLING_STEPS = 3
 
 
@@ -95,7 +109,7 @@ def quick_samples() -> Iterator[None]:
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+def cli(engine_loaded: None, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """Runs a command line in this process; what any library writes to the file descriptors counts as output."""
     from attnbooth_cli.cli.app import run
 
@@ -172,7 +186,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose three stages were trained with `SHORT` and never interrupted. Read only."""
     from attnbooth_cli.cli.app import run
 
@@ -189,7 +203,7 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def interrupted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained project's run, stopped by a signal after step 5 of stage attention, checkpoints at 4 and 5."""
     from attnbooth_cli.engine.preparation import TrainOptions
     from attnbooth_cli.engine.training import train

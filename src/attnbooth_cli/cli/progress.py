@@ -40,7 +40,13 @@ def shown(console: Console) -> Iterator[Callable[[Event], None]]:
         TextColumn("{task.fields[losses]}"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    with Progress(*columns, console=RichConsole(stderr=True), refresh_per_second=4) as progress:
+    bars = Progress(
+        *columns,
+        console=RichConsole(stderr=True),
+        refresh_per_second=4,
+        redirect_stdout=False,  # results belong to stdout, whatever stderr shows
+    )
+    with bars as progress:
         yield _Bars(console, progress)
 
 

@@ -134,8 +134,12 @@ def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> 
         return ComponentPool(keep=len(projects) > 1)
 
     def train_one(root: Path) -> None:
+        finished: list[Finished] = []
         with shown(console) as show:
-            one(root, _reporter(console, root, show, runs), should_stop, pool)
+            one(root, _reporter(console, root, show, runs, finished), should_stop, pool)
+        for event in finished:  # after the bars are gone
+            for line in _summary(root, event):
+                console.result(line)
 
     def failed(root: Path, failure: BoothError) -> None:
         console.failure(failure, root, runs.get(root))
@@ -144,8 +148,10 @@ def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> 
         return each_project(console, projects, train_one, failed)
 
 
-def _reporter(console: Console, root: Path, show: Callable[[Event], None], runs: dict[Path, str]) -> Emit:
-    """Events to bars or lines, to the JSON stream, and the summary at the end; notes each project's run in `runs`."""
+def _reporter(
+    console: Console, root: Path, show: Callable[[Event], None], runs: dict[Path, str], finished: list[Finished]
+) -> Emit:
+    """Events to bars or lines and to the JSON stream; notes each project's run in `runs`, and how it `finished`."""
 
     def report(event: Event) -> None:
         show(event)
@@ -155,8 +161,7 @@ def _reporter(console: Console, root: Path, show: Callable[[Event], None], runs:
             fields = {**dataclasses.asdict(event), "run": runs.get(root)}
             console.document(event.name, root, fields.pop("run"), **fields)
         if isinstance(event, Finished):
-            for line in _summary(root, event):
-                console.result(line)
+            finished.append(event)
 
     return report
 

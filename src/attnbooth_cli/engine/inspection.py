@@ -14,6 +14,7 @@ from attnbooth_cli.engine.generation import load_concept, settings_for, warn_of_
 from attnbooth_cli.engine.maps import MapRecorder, find_words, word_maps
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.sampling import Request, sample
+from attnbooth_cli.engine.tokens import maximum_length
 from attnbooth_cli.engine.weights import write_tensors
 from attnbooth_cli.events import Advanced, Emit, ignore
 from attnbooth_cli.project import durable
@@ -65,7 +66,8 @@ def inspect_attention(
     loaded = load_concept(project, stage, device, "auto", emit)
     (encoder,) = loaded.components.text_encoders
     warn_of_long_prompts(loaded, [text], emit)
-    chosen = find_words(encoder.tokenizer, card.placeholder, text, words)
+    length = maximum_length(encoder.tokenizer, encoder.model)
+    chosen = find_words(encoder.tokenizer, card.placeholder, text, length, words)
     settings = settings_for(loaded)
     scale = loaded.components.pixels_per_latent
     columns = tuple(sorted({position for word in chosen for position in word.positions}))

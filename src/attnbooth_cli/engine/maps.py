@@ -7,7 +7,8 @@ Letters in shapes: b samples, h heads, p query positions, c columns, y and x lat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,30 +96,44 @@ def word_maps(
     return {word.text: mean[[place[p] for p in word.positions]].mean(dim=0) for word in words}, tuple(chosen)
 
 
-def find_words(tokenizer: Any, concept: Placeholder, prompt: str, wanted: Sequence[str]) -> tuple[Word, ...]:
-    """The words of a prompt with their token positions.
+def find_words(
+    tokenizer: Any, concept: Placeholder, prompt: str, length: int, wanted: Sequence[str]
+) -> tuple[Word, ...]:
+    """The words of a prompt with their token positions; a word that stands twice counts where it stands first.
 
     Args:
         prompt: As `Placeholder.prompt` gives it.
+        length: The text encoder's number of positions; what lies beyond has no attention.
         wanted: Words to keep, in this order; [V] by its token or as `{}`. All words when empty.
 
     Raises:
-        InputError: a wanted word is not in the prompt; the message names those that are.
+        InputError: a wanted word is not in the prompt, or beyond its end; the message names those that are there.
     """
-    spelt_out = " ".join(concept.tokens)
-    position, words = 1, []  # position 0 is the start token
-    for text in prompt.replace(spelt_out, concept.token).split():
-        tokens = spelt_out if text == concept.token else text
-        length = len(tokenizer(tokens, add_special_tokens=False).input_ids)
-        words.append(Word(text, tuple(range(position, position + length))))
-        position += length
-    if not wanted:
-        return tuple({word.text: word for word in words if word.positions}.values())
-    found = {word.text.lower(): word for word in reversed(words)}
+    found: dict[str, Word] = {}
+    for word in _words(tokenizer, concept, prompt):
+        if word.positions[-1] < length - 1:
+            found.setdefault(word.text.lower(), word)
     names = [concept.token if name == "{}" else name for name in wanted]
     for name in names:
         if name.lower() not in found:
             raise InputError(
-                f"the prompt has no word {name!r}", f"its words: {', '.join(dict.fromkeys(w.text for w in words))}"
+                f"the model sees no word {name!r} in the prompt",
+                f"it sees: {', '.join(w.text for w in found.values())}",
             )
-    return tuple(found[name.lower()] for name in names)
+    return tuple(found[name.lower()] for name in names) if names else tuple(found.values())
+
+
+def _words(tokenizer: Any, concept: Placeholder, prompt: str) -> Iterator[Word]:
+    """Every word without the punctuation around it, which has tokens of its own."""
+    spelt_out = " ".join(concept.tokens)
+    position = 1  # 0 is the start token
+    for text in prompt.replace(spelt_out, f" {concept.token} ").split():
+        if text == concept.token:
+            pieces = [(text, spelt_out)]
+        else:
+            pieces = [(piece, piece) for piece in re.findall(r"\w(?:.*\w)?|\W+", text)]
+        for word, tokens in pieces:
+            count = len(tokenizer(tokens, add_special_tokens=False).input_ids)
+            if count and re.search(r"\w", word):
+                yield Word(word, tuple(range(position, position + count)))
+            position += count

@@ -144,8 +144,8 @@ def resume(
             raise InputError(f"{project.root} has no run to resume", f"attnbooth train {project.root}")
         if not state.unfinished and state.runs[-1].status == "diverged":
             raise InputError(
-                f"the last run of {project.root}, {state.runs[-1].name}, diverged: there is no good state to go on from",
-                f"attnbooth train {project.root} with a lower learning rate, such as --set train.unet.learning_rate=1e-6",
+                f"the last run of {project.root}, {state.runs[-1].name}, diverged and cannot be continued",
+                f"attnbooth train {project.root} with a lower learning rate (--set train.STAGE.learning_rate=...)",
             )
         if not state.unfinished:
             emit(_nothing_to_do(project, state.runs[-1]))
