@@ -94,11 +94,11 @@ def engine_loaded() -> None:
     gc.freeze()
 
 
-SAMPLING_STEPS = 3
+SAMPLING_STEPS = 2
 
 
 @contextlib.contextmanager
-def quick_samples() -> Iterator[None]:
+def quick() -> Iterator[None]:
     """Makes the sample pictures of training in `SAMPLING_STEPS` steps: they are most of a short run's time."""
     from attnbooth_cli.engine import training
 
@@ -118,7 +118,7 @@ def cli(engine_loaded: None, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]
         code = run([str(argument) for argument in arguments])
         return Outcome(code, *capfd.readouterr())
 
-    with quick_samples():
+    with quick():
         yield call
 
 
@@ -191,7 +191,7 @@ def trained_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFactory) 
     from attnbooth_cli.cli.app import run
 
     root = example_project(tmp_path_factory.mktemp("trained") / "toadstool")
-    with contextlib.redirect_stdout(io.StringIO()), quick_samples():
+    with contextlib.redirect_stdout(io.StringIO()), quick():
         assert run(["train", str(root), *SHORT, "-q"]) == 0
     return root
 
@@ -212,7 +212,7 @@ def interrupted_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFacto
     root = example_project(tmp_path_factory.mktemp("interrupted") / "toadstool")
     settings = tuple(argument.removeprefix("--set=") for argument in (*SHORT, "train.checkpoint_every=2"))
     steps = iter(range(1, 1000))
-    with pytest.raises(StoppedError), quick_samples():
+    with pytest.raises(StoppedError), quick():
         # Asked after each of the 2 + 8 + 2 steps and once between two stages.
         train(root, options=TrainOptions(settings=settings), should_stop=lambda: 15 if next(steps) == 2 + 1 + 5 else 0)
     return root

@@ -23,7 +23,7 @@ from tests.conftest import (
     leftovers,
     mounted,
     pictures,
-    quick_samples,
+    quick,
     read_only,
     snapshot,
     weights,
@@ -260,7 +260,7 @@ def test_training_on_a_full_disk_keeps_what_was_there(
     assert "free some space" in error["hint"]
     assert leftovers(project) == []
     monkeypatch.undo()
-    with quick_samples():
+    with quick():
         again = cli("train", project, *flags)
     assert again.code == 0
     saved = done.named("checkpoint")

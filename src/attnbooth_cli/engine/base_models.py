@@ -145,7 +145,7 @@ def resolve_judge(
             except BaseModelError as error:
                 folder = _fall_back(error, found, say)
         elif found is None:
-            raise not_cached(ref, revision)
+            raise not_cached(ref, revision, "--clip")
         else:
             folder = found
     model = folder / "clip" if not (folder / "config.json").exists() and (folder / "clip").is_dir() else folder

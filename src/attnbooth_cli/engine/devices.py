@@ -62,6 +62,8 @@ def make_accelerator(device: torch.device, precision: str) -> Any:
     AcceleratorState._reset_state(reset_partial_state=not _distributed())
     if device.index is not None and not _distributed():
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    else:
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     if _distributed():
         PartialState(cpu=device.type == "cpu")
     return Accelerator(mixed_precision="no" if precision == "float32" else precision, cpu=device.type == "cpu")

@@ -18,6 +18,7 @@ from attnbooth_cli.engine.concept import Card
 from attnbooth_cli.engine.devices import resolve_device, resolve_precision
 from attnbooth_cli.engine.families import Components, load_components
 from attnbooth_cli.engine.methods import StageName
+from attnbooth_cli.engine.preparation import weights_sha256
 from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample
 from attnbooth_cli.engine.tokens import check_length, maximum_length
 from attnbooth_cli.errors import InputError
@@ -118,7 +119,8 @@ def generate(
             folder, f"{slug(text.replace('{}', card.placeholder.category))}-{request.seed}", picture, metadata
         )
         made.append(GeneratedPicture(path, text, request.seed))
-        images.append(picture)
+        if grid:
+            images.append(picture)
         emit(Advanced(len(made), len(requests)))
     sheet = _save_grid(folder, images, n, prompts, _metadata(loaded, settings)) if grid else None
     return Generated(project, card.run, loaded.stage, settings, tuple(made), sheet)
@@ -138,6 +140,8 @@ def load_concept(project: Project, stage: StageName | None, device: str, precisi
     base = resolve(card.document["base"]["model"], revision=card.document["base"]["revision"])
     components = load_components(base)
     concept.apply(project, card, chosen, components)
+    if chosen != "unet" and weights_sha256(base) != card.document["base"]["sha256"]:
+        emit(Warned(f"the base model {base.ref} has other weights than the one this concept was trained on"))
     if card.smoke:
         emit(Warned("this concept comes from a smoke test: it has hardly learned anything"))
     for model in (components.unet, components.vae, *(encoder.model for encoder in components.text_encoders)):

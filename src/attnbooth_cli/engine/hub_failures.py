@@ -19,14 +19,14 @@ class NotOnHubError(BaseModelError):
     """The hub has no such model, or none this user may know of."""
 
 
-def not_cached(repo_id: str, revision: str | None) -> BaseModelError:
+def not_cached(repo_id: str, revision: str | None, option: str = "--model") -> BaseModelError:
     """What to raise when the cache lacks a model and the network may not be used."""
     at = f" at revision {revision[:12]}" if revision else ""
     why = "HF_HUB_OFFLINE is set" if offline() else "this command does not download"
     return BaseModelError(
         f"{repo_id}{at} is not complete in the cache {cache_folder()}, and {why}",
-        "run `attnbooth init` once with network access and without HF_HUB_OFFLINE, or give `--model` a local folder "
-        "or `tiny`",
+        f"run {'`attnbooth init`' if option == '--model' else 'this command'} once with network access and without "
+        f"HF_HUB_OFFLINE, or give `{option}` a local folder or `tiny`",
     )
 
 

@@ -109,10 +109,21 @@ def write_new_bytes(path: Path, data: bytes) -> None:
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         try:
             write_bytes(temporary, data)
-            os.link(temporary, path)  # unlike a rename, fails where something stands
+            _place_new(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name, which a rename would do even where something stands."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        path.touch(exist_ok=False)
+        temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
