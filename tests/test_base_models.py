@@ -157,13 +157,19 @@ def test_tiny_is_the_bundled_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "prediction"), [(96, "v_prediction"), (64, "epsilon"), (8, "sample")], ids=["768-v", "512", "64"]
+    ("size", "prediction"), [(96, "v_prediction"), (64, "epsilon"), (8, "epsilon")], ids=["768-v", "512", "64"]
 )
 def test_folder_says_resolution_and_prediction(tmp_path: Path, size: int, prediction: str) -> None:
     files = texts(unet=UNET | {"sample_size": size}, scheduler={"prediction_type": prediction}) | weights()
     model = resolve(str(write(tmp_path / "base", files)))
     assert (model.kind, model.entry, model.variant) == ("folder", STABLE_DIFFUSION, None)
     assert (model.resolution, model.prediction_type) == (size * 8, prediction)
+
+
+def test_a_prediction_the_losses_do_not_know_is_refused(tmp_path: Path) -> None:
+    files = texts(scheduler={"prediction_type": "sample"}) | weights()
+    with pytest.raises(InputError, match="'sample'"):
+        resolve(str(write(tmp_path / "base", files)))
 
 
 def test_folder_with_half_precision_only(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_the_regulariser_can_be_switched_off(cli: Cli, project: Path) -> None:
         assert found[f"train.{stage}.mean_weight"][0] == found[f"train.{stage}.variance_weight"][0] == 0
 
 
-# --- mistakes: users complain that a misspelt setting is silently ignored ---------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,7 @@ def test_the_regulariser_can_be_switched_off(cli: Cli, project: Path) -> None:
     ],
 )
 def test_mistakes_in_the_manifest(cli: Cli, project: Path, toml: str, offset: int | None, messages: list[str]) -> None:
+    """Users complain that a misspelt or misplaced setting is silently ignored: it must be named, with its line."""
     first = declare(project, toml)
     before = snapshot(project)
     done = cli("train", project)

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from attnbooth_cli.cli.app import run
 from attnbooth_cli.engine.attention import cross_attention_modules
-from attnbooth_cli.engine.base_models import bundled_folder
+from attnbooth_cli.engine.base_models import bundled_folder, resolve
+from attnbooth_cli.engine.families import load_components
+from attnbooth_cli.errors import InputError
 from tests.engine.conftest import EXAMPLE
 
 SCHEDULE = {
@@ -104,3 +107,12 @@ def test_init_train_generate(generation: int, tmp_path: Path, capfd: pytest.Capt
     report = json.loads(capfd.readouterr().out)
     assert len(report["layers"]) == 16
     assert [word["word"] for word in report["words"]] == ["a", "photo", "of", "<my-cat>", "cat"]
+
+
+def test_a_text_encoder_that_was_not_really_read_is_refused(tmp_path: Path) -> None:
+    """transformers fills parameters whose names it does not know with random numbers."""
+    model = save_layout(tmp_path / "model", 1)
+    path = model / "text_encoder" / "model.safetensors"
+    save_file({f"unknown.{name}": tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(InputError, match="text encoder"):
+        load_components(resolve(str(model)))

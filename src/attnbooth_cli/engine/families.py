@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from attnbooth_cli.engine import libraries  # noqa: F401
@@ -120,6 +120,7 @@ def _load_stable_diffusion(base: BaseModel) -> Components:
         pipeline = StableDiffusionPipeline.from_pretrained(
             str(base.path), use_safetensors=True, local_files_only=True, variant=base.variant, **absent
         )
+        _require_its_text_encoder(base.path / "text_encoder", pipeline.text_encoder)
     for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         model.float().requires_grad_(False).eval()
     return Components(
@@ -128,6 +129,27 @@ def _load_stable_diffusion(base: BaseModel) -> Components:
         vae=pipeline.vae,
         unet=pipeline.unet,
         noise_scheduler=DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=base.prediction_type),
+    )
+
+
+def _require_its_text_encoder(folder: Path, model: Any) -> None:
+    """Checks that the text encoder holds the stored weights.
+
+    transformers has changed the names of CLIP's parameters, and fills those it does not recognise with random numbers
+    without a word: everything then runs, and no prompt means anything.
+
+    Raises:
+        InputError: it does not.
+    """
+    (own,) = (p for name, p in model.named_parameters() if name.endswith("final_layer_norm.weight"))
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            stored = [file.get_tensor(key) for key in file.keys() if key.endswith("final_layer_norm.weight")]  # noqa: SIM118
+        if any(tensor.shape == own.shape and torch.equal(tensor.to(own), own) for tensor in stored):
+            return
+    raise InputError(
+        f"the text encoder in {folder} was saved in a form this version of transformers does not read",
+        "use the transformers version that saved it, or a newer one",
     )
 
 
