@@ -141,10 +141,10 @@ def _require_its_text_encoder(folder: Path, model: Any) -> None:
     Raises:
         InputError: it does not.
     """
-    (own,) = (p for name, p in model.named_parameters() if name.endswith("final_layer_norm.weight"))
+    (own,) = (p for name, p in model.named_parameters() if name.endswith("position_embedding.weight"))
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            stored = [file.get_tensor(key) for key in file.keys() if key.endswith("final_layer_norm.weight")]  # noqa: SIM118
+            stored = [file.get_tensor(key) for key in file.keys() if key.endswith("position_embedding.weight")]  # noqa: SIM118
         if any(tensor.shape == own.shape and torch.equal(tensor.to(own), own) for tensor in stored):
             return
     raise InputError(
