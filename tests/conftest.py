@@ -20,6 +20,7 @@ import pytest
 
 # Libraries read these while they are imported, so they are set before anything else is.
 _HOME = Path(tempfile.mkdtemp(prefix="attnbooth-tests-"))
+(_HOME / "config.toml").touch()
 for _name in [name for name in os.environ if name.startswith(("ATTNBOOTH_", "HF_", "HUGGING"))]:
     del os.environ[_name]
 os.environ |= {

@@ -30,6 +30,7 @@ def declare(project: Path, toml: str) -> int:
 def user_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "config" / "mine.toml"
     path.parent.mkdir()
+    path.touch()
     monkeypatch.setenv("ATTNBOOTH_CONFIG", str(path))
     return path
 
@@ -257,3 +258,10 @@ def test_a_dry_run_needs_a_project(cli: Cli, tmp_path: Path) -> None:
     assert done.code == 2
     assert "attnbooth init" in done.err
     assert snapshot(root) == before
+
+
+def test_a_named_configuration_that_is_missing_is_refused(cli: Cli, project: Path, user_config: Path) -> None:
+    user_config.unlink()
+    outcome = cli("train", project, "--dry-run")
+    assert outcome.code == 2
+    assert "ATTNBOOTH_CONFIG" in outcome.err

@@ -174,3 +174,14 @@ def test_projects_that_share_a_base_model_learn_what_they_learn_alone(
     for name in ("first", "second"):
         shared = concept_tensors(tmp_path / name)
         assert all(torch.equal(shared[key], uninterrupted[key]) for key in uninterrupted)
+
+
+def test_a_resumed_run_stops_where_it_was_asked_to(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(project, root)
+    emit, should_stop = stopping_after(1)
+    with pytest.raises(StoppedError):
+        train(root, options=OPTIONS, until="embedding", emit=emit, should_stop=should_stop)
+    events: list[Event] = []
+    resume(root, emit=events.append)
+    assert {event.stage for event in events if isinstance(event, Stepped)} == {"embedding"}

@@ -10,6 +10,7 @@ import typer
 
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.each import each_project
 from attnbooth_cli.project.project import open_project
 
 
@@ -37,43 +38,47 @@ def generate(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
-) -> None:
+) -> int:
     """Make pictures of the concept from prompts."""
-    open_project(project)  # before torch, which a mistake need not wait for
-    from attnbooth_cli.cli.progress import shown
-    from attnbooth_cli.cli.signals import stop_at_once
-    from attnbooth_cli.engine.generation import generate as engine_generate
-    from attnbooth_cli.engine.generation import read_prompts
-
     console = Console(json, quiet, verbose)
-    texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
-    with stop_at_once(), shown(console) as emit:
-        made = engine_generate(
-            project,
-            texts,
-            n=n,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            negative=negative,
-            scheduler=scheduler,
-            size=size,
-            stage=stage,
-            out=out,
-            grid=grid,
-            device=device or "auto",
-            emit=emit,
+
+    def one(root: Path) -> None:
+        open_project(root)  # before torch, which a mistake need not wait for
+        from attnbooth_cli.cli.progress import shown
+        from attnbooth_cli.cli.signals import stop_at_once
+        from attnbooth_cli.engine.generation import generate as engine_generate
+        from attnbooth_cli.engine.generation import read_prompts
+
+        texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
+        with stop_at_once(), shown(console) as emit:
+            made = engine_generate(
+                root,
+                texts,
+                n=n,
+                seed=seed,
+                steps=steps,
+                guidance=guidance,
+                negative=negative,
+                scheduler=scheduler,
+                size=size,
+                stage=stage,
+                out=out,
+                grid=grid,
+                device=device or "auto",
+                emit=emit,
+            )
+        console.document(
+            "generate",
+            made.project.root,
+            made.run,
+            stage=made.stage,
+            settings=dataclasses.asdict(made.settings),
+            pictures=[dataclasses.asdict(picture) for picture in made.pictures],
+            grid=made.grid,
         )
-    console.document(
-        "generate",
-        made.project.root,
-        made.run,
-        stage=made.stage,
-        settings=dataclasses.asdict(made.settings),
-        pictures=[dataclasses.asdict(picture) for picture in made.pictures],
-        grid=made.grid,
-    )
-    for picture in made.pictures:
-        console.result(str(picture.path))
-    if made.grid:
-        console.result(str(made.grid))
+        for picture in made.pictures:
+            console.result(str(picture.path))
+        if made.grid:
+            console.result(str(made.grid))
+
+    return each_project(console, [project], one)

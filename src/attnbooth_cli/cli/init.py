@@ -10,6 +10,7 @@ import typer
 
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.each import each_project
 
 if TYPE_CHECKING:
     from attnbooth_cli.engine.initialisation import Initialised
@@ -35,42 +36,46 @@ def init(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
-) -> None:
+) -> int:
     """Make a concept project from a folder of pictures."""
-    from attnbooth_cli.cli.progress import shown
-    from attnbooth_cli.cli.signals import stop_at_once
-    from attnbooth_cli.engine.initialisation import init as engine_init
-
     console = Console(json, quiet, verbose)
-    with stop_at_once(), shown(console) as emit:
-        made = engine_init(
-            project,
-            images=images or (),
-            category=category,
-            model=model,
-            token=token,
-            resolution=resolution,
-            force=force,
-            example=example,
-            emit=emit,
-            bars=console.interactive,
+
+    def one(root: Path) -> None:
+        from attnbooth_cli.cli.progress import shown
+        from attnbooth_cli.cli.signals import stop_at_once
+        from attnbooth_cli.engine.initialisation import init as engine_init
+
+        with stop_at_once(), shown(console) as emit:
+            made = engine_init(
+                root,
+                images=images or (),
+                category=category,
+                model=model,
+                token=token,
+                resolution=resolution,
+                force=force,
+                example=example,
+                emit=emit,
+                bars=console.interactive,
+            )
+        console.document(
+            "init",
+            made.project.root,
+            None,
+            category=made.category,
+            token=made.token,
+            model=made.model,
+            revision=made.revision,
+            resolution=made.resolution,
+            pictures=[str(path) for path in made.pictures],
+            notes=made.notes,
+            skipped=made.skipped,
+            category_pieces=made.pieces,
         )
-    console.document(
-        "init",
-        made.project.root,
-        None,
-        category=made.category,
-        token=made.token,
-        model=made.model,
-        revision=made.revision,
-        resolution=made.resolution,
-        pictures=[str(path) for path in made.pictures],
-        notes=made.notes,
-        skipped=made.skipped,
-        category_pieces=made.pieces,
-    )
-    for line in summary(made):
-        console.result(line)
+        for line in summary(made):
+            console.result(line)
+
+    return each_project(console, [project], one)
 
 
 def summary(made: Initialised) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.each import each_project
 from attnbooth_cli.project.project import open_project
 
 
@@ -24,30 +26,34 @@ def inspect_attn(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
-) -> None:
+) -> int:
     """Make a picture and show where each word of its prompt looks."""
-    open_project(project)  # before torch, which a mistake need not wait for
-    from attnbooth_cli.cli.progress import shown
-    from attnbooth_cli.cli.signals import stop_at_once
-    from attnbooth_cli.engine.inspection import inspect_attention
-
     console = Console(json, quiet, verbose)
-    with stop_at_once(), shown(console) as emit:
-        made = inspect_attention(
-            project,
-            prompt,
-            words=words or (),
-            stage=stage,
-            resolution=resolution,
-            seed=seed,
-            device=device or "auto",
-            emit=emit,
-        )
-    fields = dict(made.report)
-    run = fields.pop("run")
-    fields.pop("schema")
-    console.document("inspect-attn", project, run, folder=made.folder, **fields)
-    console.result("    mean     max  word")
-    for row in made.report["words"]:
-        console.result(f"  {row['mean']:.4f}  {row['max']:.4f}  {row['word']}")
-    console.result(str(made.sheet))
+
+    def one(root: Path) -> None:
+        open_project(root)  # before torch, which a mistake need not wait for
+        from attnbooth_cli.cli.progress import shown
+        from attnbooth_cli.cli.signals import stop_at_once
+        from attnbooth_cli.engine.inspection import inspect_attention
+
+        with stop_at_once(), shown(console) as emit:
+            made = inspect_attention(
+                root,
+                prompt,
+                words=words or (),
+                stage=stage,
+                resolution=resolution,
+                seed=seed,
+                device=device or "auto",
+                emit=emit,
+            )
+        fields = dict(made.report)
+        run = fields.pop("run")
+        fields.pop("schema")
+        console.document("inspect-attn", project, run, folder=made.folder, **fields)
+        console.result("    mean     max  word")
+        for row in made.report["words"]:
+            console.result(f"  {row['mean']:.4f}  {row['max']:.4f}  {row['word']}")
+        console.result(str(made.sheet))
+
+    return each_project(console, [project], one)

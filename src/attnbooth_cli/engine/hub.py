@@ -118,10 +118,10 @@ def fetch_judge(repo_id: str, revision: str | None, say: Say, *, bars: bool = Fa
     found = cached(repo_id, revision, is_whole_judge) if is_commit(revision) else None
     if found is not None:
         return found
-    commit, sizes = _listing(repo_id, revision)
+    commit, sizes = _listing(repo_id, revision, "--clip")
     picked = pick_weights("model", sizes)
     if picked is None and revision is None and (conversion := _conversion(repo_id)):
-        commit, sizes = _listing(repo_id, conversion)
+        commit, sizes = _listing(repo_id, conversion, "--clip")
         picked = pick_weights("model", sizes)
         say(f"{repo_id} holds pickles only on its main branch; using the hub's safetensors copy in {conversion}")
     if picked is None:
@@ -130,7 +130,7 @@ def fetch_judge(repo_id: str, revision: str | None, say: Say, *, bars: bool = Fa
     names = [*(name for name in wanted if name in sizes), *picked.files]
     folder = cache_folder() / f"models--{repo_id.replace('/', '--')}" / "snapshots" / commit
     _announce(repo_id, commit, folder, names, sizes, say)
-    folder = _download(repo_id, commit, names, sizes, say, bars=bars)
+    folder = _download(repo_id, commit, names, sizes, say, bars=bars, option="--clip")
     if not is_whole_judge(folder):
         raise BaseModelError(
             f"{repo_id} on the hub lacks a configuration, a preprocessor or a tokenizer",
@@ -151,12 +151,12 @@ def _names_under(part: str, names: Iterable[str]) -> list[str]:
     return [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
 
 
-def _listing(repo_id: str, revision: str | None) -> tuple[str, dict[str, int]]:
+def _listing(repo_id: str, revision: str | None, option: str = "--model") -> tuple[str, dict[str, int]]:
     """The commit and its files with their sizes, in one request."""
     from huggingface_hub import HfApi, constants
 
     require_revision(revision)
-    with explained(repo_id, revision):
+    with explained(repo_id, revision, option=option):
         info = HfApi().model_info(
             repo_id, revision=revision, files_metadata=True, timeout=float(constants.HF_HUB_ETAG_TIMEOUT)
         )
@@ -202,13 +202,14 @@ def _download(
     say: Say = lambda text: None,
     *,
     bars: bool = False,
+    option: str = "--model",
 ) -> Path:
     """Brings the named files of one commit into the cache, the small ones first."""
     from huggingface_hub import hf_hub_download
 
     sizes = sizes or {}
     folder = cache_folder()
-    with _quiet(bars), explained(repo_id, commit, "download"), durable.explained_write(folder):
+    with _quiet(bars), explained(repo_id, commit, "download", option), durable.explained_write(folder):
         for name in sorted(names, key=lambda name: sizes.get(name, 0)):
             target = cache_folder() / f"models--{repo_id.replace('/', '--')}" / "snapshots" / commit / name
             if sizes.get(name, 0) >= _BIG and not target.exists():
@@ -237,7 +238,7 @@ def _conversion(repo_id: str) -> str | None:
     """The branch of the hub bot's pull request that adds safetensors weights, if there is one."""
     from huggingface_hub import HfApi
 
-    with explained(repo_id, None):
+    with explained(repo_id, None, option="--clip"):
         for thread in HfApi().get_repo_discussions(repo_id, author=_CONVERSION_BOT, discussion_type="pull_request"):
             if thread.author == _CONVERSION_BOT and thread.status != "closed":
                 return str(thread.git_reference)

@@ -12,7 +12,6 @@ from attnbooth_cli.engine.snapshots import PICKLE_SUFFIXES, cache_folder, offlin
 from attnbooth_cli.errors import BaseModelError, BoothError
 
 _RETRY = "run the same command again: files that arrived whole are kept"
-_ELSEWHERE = "or choose another base model with `--model REF` (a local folder, a .safetensors file, a hub id or `tiny`)"
 
 
 class NotOnHubError(BaseModelError):
@@ -42,21 +41,27 @@ def no_weights(where: str, part: str, names: Iterable[str], option: str = "--mod
 
 
 @contextlib.contextmanager
-def explained(repo_id: str, revision: str | None, doing: str = "look-up") -> Iterator[None]:
-    """Turns what the hub library raises into a `BaseModelError` (exit code 7) that says what to do."""
+def explained(repo_id: str, revision: str | None, doing: str = "look-up", option: str = "--model") -> Iterator[None]:
+    """Turns what the hub library raises into a `BaseModelError` (exit code 7) that says what to do.
+
+    Args:
+        option: The command-line option that names another model instead.
+    """
     try:
         yield
     except BoothError:
         raise
     except Exception as error:
-        failure = _failure(repo_id, revision, error, doing)
+        failure = _failure(repo_id, revision, error, doing, option)
         if failure is None:
             raise
         raise failure from error
 
 
-def _failure(repo_id: str, revision: str | None, error: Exception, doing: str) -> BaseModelError | None:
+def _failure(repo_id: str, revision: str | None, error: Exception, doing: str, option: str) -> BaseModelError | None:
     from huggingface_hub import constants, errors
+
+    elsewhere = f"or choose another with `{option}` (a local folder, a hub id or `tiny`)"
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
@@ -71,22 +76,22 @@ def _failure(repo_id: str, revision: str | None, error: Exception, doing: str) -
     if isinstance(error, errors.GatedRepoError):
         return BaseModelError(
             f"{repo_id} is gated: its owner asks you to accept a licence before it may be downloaded",
-            f"accept the licence on {page}, make an access token and set HF_TOKEN to it, {_ELSEWHERE}",
+            f"accept the licence on {page}, make an access token and set HF_TOKEN to it, {elsewhere}",
         )
     if isinstance(error, errors.DisabledRepoError):
-        return NotOnHubError(f"{repo_id} was disabled on the hub", _ELSEWHERE.removeprefix("or "))
+        return NotOnHubError(f"{repo_id} was disabled on the hub", elsewhere.removeprefix("or "))
     if isinstance(error, errors.RepositoryNotFoundError):
         return NotOnHubError(
             f"{repo_id} is not on the hub: it does not exist, was withdrawn, or is private",
-            f"check the spelling, set HF_TOKEN if the model is private, {_ELSEWHERE}",
+            f"check the spelling, set HF_TOKEN if the model is private, {elsewhere}",
         )
     if status in (401, 403):
         return BaseModelError(
             f"the hub refused to hand out {repo_id} (HTTP {status})",
-            f"accept the licence on {page} if it has one, and set HF_TOKEN to a valid access token, {_ELSEWHERE}",
+            f"accept the licence on {page} if it has one, and set HF_TOKEN to a valid access token, {elsewhere}",
         )
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
-        return not_cached(repo_id, revision)
+        return not_cached(repo_id, revision, option)
     if isinstance(error, errors.EntryNotFoundError):
         return BaseModelError(f"a file of {repo_id}{at} has gone from the hub", _RETRY)
     if status is not None:
@@ -99,7 +104,7 @@ def _failure(repo_id: str, revision: str | None, error: Exception, doing: str) -
     if _is_broken_transfer(error):
         return BaseModelError(
             f"the hub at {constants.ENDPOINT} cannot be reached: {_first_line(error)}",
-            "check the network and HF_ENDPOINT and run the command again, or give `--model` a local folder or `tiny`",
+            f"check the network and HF_ENDPOINT and run the command again, or give `{option}` a local folder or `tiny`",
         )
     return None
 

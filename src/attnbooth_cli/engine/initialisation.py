@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnbooth_cli.engine.base_models import BaseModel, resolve
+from attnbooth_cli.engine.base_models import BaseModel, resolve, resolve_judge
 from attnbooth_cli.engine.catalogue import BUNDLED, DEFAULT_MODEL
-from attnbooth_cli.errors import InputError
+from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.lock import locked
@@ -113,6 +113,8 @@ def init(
         category, model = category or example_category, model or BUNDLED
     survey = pictures.survey([Path(image) for image in images] or [_own_pictures(project)])
     base = resolve(model or DEFAULT_MODEL, download=True, say=lambda text: emit(Warned(text)), bars=bars)
+    if base.kind == "hub":
+        _fetch_judge(base, emit, bars=bars)
     category, token, pieces, derived = _names(project, base, Declaration(category, model, token, resolution))
     for warning in pictures.warnings_about(survey, resolution or base.resolution):
         emit(Warned(warning))
@@ -232,6 +234,14 @@ def _require_place(project: Project, force: bool) -> None:
             f"{project.root} is a project already ({MANIFEST_NAME} exists)",
             f"attnbooth train {project.root}, or init with --force to write a new manifest",
         )
+
+
+def _fetch_judge(base: BaseModel, emit: Emit, *, bars: bool) -> None:
+    """Gets what `eval` will need while there is a network; without it everything else still works."""
+    try:
+        resolve_judge(base.entry.judge, download=True, say=lambda text: emit(Warned(text)), bars=bars)
+    except BaseModelError as error:
+        emit(Warned(f"eval's judge is not there yet: {error.message}"))
 
 
 @contextlib.contextmanager

@@ -73,13 +73,14 @@ def inspect_attention(
     columns = tuple(sorted({position for word in chosen for position in word.positions}))
     recorder = MapRecorder(columns, (settings.height // scale, settings.width // scale))
     emit(Advanced(0, settings.steps, "steps"))
+
+    def after_step(step: int) -> None:
+        emit(Advanced(step + 1, settings.steps, "steps"))
+        if step == 0:
+            word_maps(recorder, chosen, resolution)  # refuses a resolution no layer has, before the work is done
+
     with processors(loaded.components.unet, lambda name: MapProcessor(name, columns, recorder.add)):
-        (picture,) = sample(
-            loaded.components,
-            [Request(text, seed)],
-            settings,
-            between_steps=lambda step: emit(Advanced(step + 1, settings.steps, "steps")),
-        )
+        (picture,) = sample(loaded.components, [Request(text, seed)], settings, between_steps=after_step)
     maps, layers = word_maps(recorder, chosen, resolution)
     peak = max(float(values.max()) for values in maps.values())
     folder = free_name(project.attention, f"{slug(prompt.replace('{}', card.placeholder.category))}-{seed}", "")

@@ -84,9 +84,17 @@ def prepare(root: Path, options: TrainOptions, environment: Mapping[str, str] = 
 
 
 def user_config_path(environment: Mapping[str, str]) -> Path:
-    """The user's configuration file: `ATTNBOOTH_CONFIG`, or the platform's usual place."""
+    """The user's configuration file: `ATTNBOOTH_CONFIG`, or the platform's usual place (where it need not exist).
+
+    Raises:
+        InputError: the named file is not there.
+    """
     named = environment.get("ATTNBOOTH_CONFIG")
-    return Path(named) if named else platformdirs.user_config_path("attnbooth") / "config.toml"
+    if not named:
+        return platformdirs.user_config_path("attnbooth") / "config.toml"
+    if not Path(named).is_file():
+        raise InputError(f"ATTNBOOTH_CONFIG names {named}, which is not a file", "correct it or unset it")
+    return Path(named)
 
 
 def describe(base: BaseModel) -> Base:

@@ -32,7 +32,7 @@ from attnbooth_cli.engine.devices import (
 )
 from attnbooth_cli.engine.families import ComponentPool, Components
 from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, run_stage, trainable_parameters
-from attnbooth_cli.engine.methods import METHODS, Stage, StageName
+from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan
 from attnbooth_cli.engine.preparation import (
     TrainOptions,
@@ -113,7 +113,9 @@ def train(
 
         def decide() -> Run:
             found = None if restart else run_to_continue(project, read_state(project), plan)
-            return found or new_run(project, plan, fast=options.fast)
+            run = replace(found or new_run(project, plan, fast=options.fast), until=until)
+            record(project, run)
+            return run
 
         run = decided_by_main(decide, resolve_device(plan.device))
         wanted = {stage.name for stage in plan.stages_until(until)}
@@ -152,7 +154,8 @@ def resume(
             return project
         run = state.unfinished[-1]
         base = base_of_plan(read_plan(RunFolder(project, run.name)))
-        _execute(project, manifest, run, base, None, emit, should_stop, pool or ComponentPool())
+        until = next((name for name in STAGE_NAMES if name == run.until), None)
+        _execute(project, manifest, run, base, until, emit, should_stop, pool or ComponentPool())
     return project
 
 

@@ -29,6 +29,7 @@ class Run:
     Attributes:
         digest: Of its plan; runs with the same digest make the same concept.
         stages: The stages that are complete.
+        until: The last stage it was last asked for, None for all; a resumed run stops there too.
         status: `done` once everything it was asked for is in `concept/`.
     """
 
@@ -38,6 +39,7 @@ class Run:
     status: Status
     stages: tuple[str, ...] = ()
     created: str = ""
+    until: str | None = None
 
 
 @dataclass(frozen=True)
