@@ -215,7 +215,9 @@ def interrupted_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFacto
     steps = iter(range(1, 1000))
     with pytest.raises(StoppedError), quick():
         # Asked after each of the 2 + 8 + 2 steps and once between two stages.
-        train(root, options=TrainOptions(settings=settings), should_stop=lambda: 15 if next(steps) == 2 + 1 + 5 else 0)
+        train(
+            root, options=TrainOptions(settings=settings), should_stop=lambda: 15 if next(steps) == 2 + 2 + 1 + 5 else 0
+        )
     return root
 
 

@@ -105,7 +105,7 @@ def test_the_state_file_is_rebuilt(cli: Cli, interrupted: Path, damage: Callable
 
 def test_finished_runs_stay_finished_without_the_state_file(cli: Cli, project: Path) -> None:
     for seed in (1, 2):
-        assert cli("train", project, *EMBEDDING, "--seed", seed).code == 0
+        assert cli("train", project, *EMBEDDING, "--seed", seed, "--restart").code == 0
     before = weights(project)
     (project / "state.json").unlink()
     done = cli("resume", project)
@@ -342,7 +342,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(cli: Cli, train
         place = trained / "runs" / "002-attndreambooth" / "stages" / stage / "checkpoint.json"
         assert json.loads(place.read_text())["stage"] == stage
     assert cli("resume", trained).code in (2, 8)  # there is no way on, and that is no success
-    lower = cli("train", trained, *SHORT, "--set=train.unet.steps=1", "--json", "--until", "embedding")
+    lower = cli("train", trained, *SHORT, "--set=train.unet.steps=1", "--json", "--until", "embedding", "--restart")
     assert lower.code == 0
     assert lower.named("start")[0]["resumed_from"] is None
 

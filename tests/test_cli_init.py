@@ -98,7 +98,7 @@ def test_a_folder_name_the_tokenizer_does_not_know_is_no_category(cli: Cli, tmp_
     assert not (root / MANIFEST).exists()
 
 
-@pytest.mark.parametrize(("category", "why"), [("zqxvk", "does not know"), ("c@t", "must be a noun"), ("", "noun")])
+@pytest.mark.parametrize(("category", "why"), [("zqxvk", "does not know"), ("c@t", "must be a noun"), ("", "is empty")])
 def test_a_category_that_will_not_do(cli: Cli, tmp_path: Path, category: str, why: str) -> None:
     given, root = pictures(tmp_path / "in"), tmp_path / "felix"
     done = cli("init", root, "--images", given, "--category", category, "--model", "tiny")

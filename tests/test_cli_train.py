@@ -256,7 +256,11 @@ def test_settings_trained_before_are_made_current_again(cli: Cli, project: Path)
     """`nothing to do` must mean that concept/ holds what these settings give, not that it once did."""
     assert cli("train", project, *EMBEDDING).code == 0
     first = weights(project)
-    assert cli("train", project, *EMBEDDING, "--seed", 1).code == 0
+    other = cli("train", project, *EMBEDDING, "--seed", 1)
+    assert other.code == 2
+    assert "trained already, with other settings (seed: 0 -> 1)" in other.err
+    assert weights(project) == first
+    assert cli("train", project, *EMBEDDING, "--seed", 1, "--restart").code == 0
     assert weights(project) != first
     done = cli("train", project, *EMBEDDING)
     assert done.code == 0

@@ -5,9 +5,13 @@ import sys
 
 def main() -> None:
     """Runs the command line and leaves with its exit code."""
-    from attnbooth_cli.cli.app import run
+    try:
+        from attnbooth_cli.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before any command could take care of it
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

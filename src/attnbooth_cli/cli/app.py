@@ -61,6 +61,8 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: Without the program's name.
     """
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the life of the process
     try:
         return _answer(arguments or ["--help"])
     except (BrokenPipeError, SystemExit) as error:
@@ -79,6 +81,7 @@ def _answer(arguments: Sequence[str]) -> int:
         verbose=bool({"--verbose", "-v"} & set(arguments)),
     )
     try:
+        _refuse_empty(arguments)
         outcome = app(list(arguments), prog_name="attnbooth", standalone_mode=False)
         sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
@@ -97,6 +100,13 @@ def _answer(arguments: Sequence[str]) -> int:
         explained = explain(error)
         console.failure(explained)
         return explained.exit_code
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """An empty path would mean the current folder, and comes from a shell variable that is not set."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument.strip() and before != "--negative":
+            raise InputError(f"an argument is empty{f' (after {before})' if before else ''}", "is a variable not set?")
 
 
 def _usage(error: typer.TyperException, arguments: Sequence[str]) -> InputError:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import errno
 
-from attnbooth_cli.errors import BoothError, ResourceError
+from attnbooth_cli.errors import BoothError, InputError, ResourceError
 
-_ALLOCATION = "can't allocate memory"  # how torch says it on the CPU, as a RuntimeError
+_MEMORY = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
+"""How torch and its back ends say it in errors of no particular type, in lower case."""
 
 
 def explain(error: Exception) -> BoothError:
     """Any exception as a failure with an exit code: the resource it stands for, or a bug."""
     if isinstance(error, BoothError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _ALLOCATION in str(error):
+    words = str(error).lower()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(w in words for w in _MEMORY):
         return ResourceError(
             "out of memory",
-            "compute fewer pictures at once: --set train.micro_batch_size=1 --set train.gradient_checkpointing=true",
+            "make smaller pictures; in training, compute fewer at once: "
+            "--set train.micro_batch_size=1 --set train.gradient_checkpointing=true",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return ResourceError(f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space")
+        return ResourceError(f"cannot write {error.filename or 'the output'}: {error.strerror}", "free some space")
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return InputError(f"{error.filename or 'a path'} cannot be used: {error.strerror}", "choose another name")
     wrapped = BoothError(
         f"unexpected {type(error).__name__}: {error}", "this is a bug; run again with -v and report what it prints"
     )

@@ -70,10 +70,12 @@ def init(
             pictures=[str(path) for path in made.pictures],
             notes=made.notes,
             skipped=made.skipped,
+            earlier=made.earlier,
             category_pieces=made.pieces,
         )
         for line in summary(made):
             console.result(line)
+        console.result(f"next: attnbooth train {root} --fast")
 
     return each_project(console, [project], one)
 
@@ -82,7 +84,9 @@ def summary(made: Initialised) -> Iterator[str]:
     """What was made, for people."""
     root = made.project.root
     derived = " (from the folder's name; --category says otherwise)" if made.derived else ""
-    yield f"{root}: {len(made.pictures)} pictures of a {made.category}{derived}"
+    count = len(made.pictures)
+    earlier = f", and {made.earlier} that were there before" if made.earlier else ""
+    yield f"{root}: {count} picture{'s' if count != 1 else ''} of a {made.category}{earlier}{derived}"
     yield f"  token {made.token}, which starts as {made.pieces[0]!r}" + (
         f", the first of {' + '.join(made.pieces)}" if len(made.pieces) > 1 else ""
     )
@@ -95,4 +99,3 @@ def summary(made: Initialised) -> Iterator[str]:
         yield f"  {note}"
     for skipped in made.skipped:
         yield f"  skipped {skipped}"
-    yield f"next: attnbooth train {root} --fast"

@@ -34,15 +34,26 @@ def stop_at_safe_points(say: Callable[[str], None]) -> Iterator[Callable[[], int
         yield lambda: received
 
 
+class _Signalled(BaseException):
+    """Carries a signal out of whatever is running; not an `Exception`, which libraries catch and explain away."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Turns a signal into `StoppedError` where the program is; what was written stays."""
+    """Turns a signal into `StoppedError` wherever the program is; what was written stays."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        raise StoppedError("what was finished is kept", None, number)
+        raise _Signalled(number)
 
-    with _handling(stop):
-        yield
+    try:
+        with _handling(stop):
+            yield
+    except _Signalled as signalled:
+        raise StoppedError("what was finished is kept", None, signalled.number) from None
 
 
 @contextmanager

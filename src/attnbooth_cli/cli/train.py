@@ -172,8 +172,8 @@ def _summary(root: Path, event: Finished) -> Iterable[str]:
     if event.nothing_to_do:
         yield f"nothing to do: {root} is trained already ({', '.join(event.stages)})"
         if event.remaining:
-            yield f"the rest ({', '.join(event.remaining)}): attnbooth train {root}"
-        yield f"again from the start: attnbooth train {root} --restart"
+            yield f"the rest ({', '.join(event.remaining)}): attnbooth resume {root}"
+        yield f"again from the start: attnbooth train {root} --restart (and the settings you want)"
         return
     yield f"done in {duration(event.seconds)}: {', '.join(event.stages)}"
     yield f"concept: {event.concept}"

@@ -28,6 +28,8 @@ from attnbooth_cli.project.samples import save_picture, slug
 from attnbooth_cli.reports.grids import contact_sheet
 
 MAX_PROMPTS_BYTES = 10_000_000
+MAX_PICTURES = 100_000
+"""In one call; what a person means by more is a typing error."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,12 @@ def generate(
         raise InputError("no prompt was given", 'for example "a photo of a {} on a beach", or --prompts FILE')
     if n < 1:
         raise InputError(f"-n must be at least 1, not {n}", None)
+    if n * len(prompts) > MAX_PICTURES:
+        raise InputError(
+            f"{n * len(prompts)} pictures are too many at once", f"at most {MAX_PICTURES}, then another --seed"
+        )
+    if not 0 <= seed < 2**63 - n:
+        raise InputError(f"--seed must be between 0 and 2^63, not {seed}", None)
     if scheduler not in SCHEDULERS:
         raise InputError(f"there is no scheduler {scheduler!r}", f"schedulers: {', '.join(SCHEDULERS)}")
     project, _ = open_project(Path(root))
@@ -122,7 +130,9 @@ def generate(
         if grid:
             images.append(picture)
         emit(Advanced(len(made), len(requests)))
-    sheet = _save_grid(folder, images, n, prompts, _metadata(loaded, settings)) if grid else None
+    sheet = (
+        _save_grid(folder, images, n, prompts, card.placeholder.category, _metadata(loaded, settings)) if grid else None
+    )
     return Generated(project, card.run, loaded.stage, settings, tuple(made), sheet)
 
 
@@ -238,9 +248,14 @@ def _metadata(loaded: LoadedConcept, settings: SamplingSettings) -> dict[str, An
 
 
 def _save_grid(
-    folder: Path, images: Sequence[Image.Image], n: int, prompts: Sequence[str], metadata: dict[str, Any]
+    folder: Path,
+    images: Sequence[Image.Image],
+    n: int,
+    prompts: Sequence[str],
+    category: str,
+    metadata: dict[str, Any],
 ) -> Path:
     sheet = contact_sheet(images, columns=n if len(prompts) > 1 else None)
     return save_picture(
-        folder, f"grid-{slug(prompts[0].replace('{}', ''))}", sheet, {**metadata, "prompts": list(prompts)}
+        folder, f"grid-{slug(prompts[0].replace('{}', category))}", sheet, {**metadata, "prompts": list(prompts)}
     )

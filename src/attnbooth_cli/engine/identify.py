@@ -178,7 +178,9 @@ def require_weights(folder: Path, parts: Mapping[str, str]) -> None:
     for part, stem in parts.items():
         place = folder / part
         names = [path.name for path in place.iterdir()] if place.is_dir() else []
-        if snapshots.pick_weights(stem, names) is not None:
+        if (picked := snapshots.pick_weights(stem, names)) is not None:
+            if empty := [name for name in picked.files if (place / name).stat().st_size == 0]:
+                raise InputError(f"{place / empty[0]} is empty", "copy or download the model again")
             continue
         if any(name.endswith(snapshots.PICKLE_SUFFIXES) for name in names):
             raise InputError(

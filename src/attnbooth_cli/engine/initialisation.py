@@ -60,6 +60,7 @@ class Initialised:
     Attributes:
         pieces: How the base model's tokenizer reads the category; [V] starts from the first.
         derived: Whether the category came from the folder's name.
+        earlier: Pictures that were in the project before and are trained on too.
     """
 
     project: Project
@@ -69,6 +70,7 @@ class Initialised:
     revision: str | None
     resolution: int
     pictures: tuple[Path, ...]
+    earlier: int
     notes: tuple[str, ...]
     skipped: tuple[str, ...]
     pieces: tuple[str, ...]
@@ -138,6 +140,7 @@ def init(
         revision=base.revision,
         resolution=resolution or base.resolution,
         pictures=copied,
+        earlier=len(pictures.survey([project.root / "images"]).pictures) - len(copied),
         notes=tuple(f"{picture.path.name}: {note}" for picture in survey.pictures for note in picture.notes),
         skipped=tuple(f"{skipped.path.name}: {skipped.reason}" for skipped in survey.skipped),
         pieces=pieces,

@@ -16,6 +16,7 @@ from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.sampling import Request, sample
 from attnbooth_cli.engine.tokens import maximum_length
 from attnbooth_cli.engine.weights import write_tensors
+from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Advanced, Emit, ignore
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import open_project
@@ -60,6 +61,8 @@ def inspect_attention(
     Raises:
         InputError: a word is not in the prompt, or no layer has that resolution; otherwise as `generate`.
     """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed must be between 0 and 2^63, not {seed}", None)
     project, _ = open_project(Path(root))
     card = concept.read_card(project)
     text = card.placeholder.prompt(prompt)

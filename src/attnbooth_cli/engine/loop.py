@@ -34,6 +34,9 @@ from attnbooth_cli.errors import DivergedError
 
 Parameters = dict[str, nn.Parameter]
 
+INITIAL_SCALE = 2.0**16
+"""Loss scale of fp16 (torch.amp.GradScaler's default)."""
+
 
 @dataclass(frozen=True)
 class StepLosses:
@@ -126,6 +129,8 @@ def run_stage(
             )
         )
         first_step = 0
+        if accelerator.scaler is not None:
+            reset_scaler(accelerator.scaler)
         if resume:
             _restore(resume, parameters, optimizer, accelerator.scaler)
             first_step = resume.step
@@ -214,6 +219,12 @@ def optimizer_tensors(progress: Progress) -> dict[str, Tensor]:
         if index in state  # absent while a gradient scaler has skipped every step so far
         for key, value in state[index].items()
     }
+
+
+def reset_scaler(scaler: torch.amp.GradScaler) -> None:
+    """Gives each stage a fresh loss scale, so that it begins alike whether or not the run was stopped before it."""
+    state = scaler.state_dict()
+    scaler.load_state_dict({**state, "scale": INITIAL_SCALE, "_growth_tracker": 0})
 
 
 def _restore(checkpoint: Checkpoint, parameters: Parameters, optimizer: Any, scaler: Any) -> None:

@@ -273,10 +273,15 @@ def _method_layer(method: Method) -> Layer:
 def _rates(method: Method, factors: Mapping[str, float]) -> dict[str, float]:
     """The method's learning rates as a base model wants them."""
     return {
-        f"train.{stage.name}.learning_rate": stage.learning_rate * factors[stage.name]
+        f"train.{stage.name}.learning_rate": _rounded(stage.learning_rate * factors[stage.name])
         for stage in method.stages
         if stage.name in factors
     }
+
+
+def _rounded(value: float) -> float:
+    """2e-5, not 1.9999999999999998e-05."""
+    return float(f"{value:.12g}")
 
 
 def _preset_layer(method: Method, preset: str, flag: str, factors: Mapping[str, float], base: str) -> Layer:
@@ -284,7 +289,7 @@ def _preset_layer(method: Method, preset: str, flag: str, factors: Mapping[str, 
     if changes is None:
         raise InputError(f"method {method.name} has no {preset} preset", f"leave {flag} out")
     values = {
-        f"train.{name}.{key}": value * factors.get(name, 1) if key == "learning_rate" else value
+        f"train.{name}.{key}": _rounded(value * factors.get(name, 1)) if key == "learning_rate" else value
         for name, keys in changes.items()
         for key, value in keys.items()
     }

@@ -100,6 +100,14 @@ def run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
     if same:
         return same[-1]
     others = [run for run in state.unfinished if not run.smoke]
+    done = [run for run in state.runs if run.name == state.concept_run and not run.smoke and is_current(project, run)]
+    if done and not others and not plan.smoke:
+        changed = differences(read_plan(RunFolder(project, done[-1].name)), plan)
+        raise InputError(
+            f"{project.root} is trained already, with other settings ({'; '.join(changed[:4])})",
+            "the same command with --restart trains again and then replaces concept/; "
+            "to keep both, make another project",
+        )
     if others and not plan.smoke:
         changed = differences(read_plan(RunFolder(project, others[-1].name)), plan)
         raise InputError(

@@ -7,6 +7,7 @@ With several vectors the token `<my-cat>` stands for `<my-cat> <my-cat>_1 ...`, 
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Placeholder:
         text = prompt.replace("{}", f"{self.token} {self.category}")
         if self.token not in text:
             raise InputError(
-                f"the prompt {prompt!r} does not name the concept",
+                f"the prompt {_short(prompt)!r} does not name the concept",
                 f'put {{}} where it goes, as in "a photo of a {{}} on a beach" (or write {self.token})',
             )
         return text.replace(self.token, " ".join(self.tokens))
@@ -159,7 +160,7 @@ def recorded_positions(tokenizer: Any, concept: Placeholder, text: str, length: 
     wanted = set(placeholder_ids(tokenizer, concept))
     positions = [position for position, token_id in enumerate(input_ids) if token_id in wanted][: len(wanted)]
     if len(positions) < len(wanted) or positions[-1] + 2 >= length:
-        raise InputError(f"the prompt {text!r} is too long: the concept is cut off", "move the concept forward")
+        raise InputError(f"the prompt {_short(text)!r} is too long: the concept is cut off", "move the concept forward")
     return [*positions, positions[-1] + 1]
 
 
@@ -178,11 +179,16 @@ def check_length(tokenizer: Any, concept: Placeholder, text: str, length: int) -
     kept = input_ids[: length - 1]
     if not set(placeholder_ids(tokenizer, concept)) <= set(kept):
         raise InputError(
-            f"the prompt {text!r} has {len(input_ids)} tokens and the model reads {length}: the concept is cut off",
+            f"the prompt {_short(text)!r} has {len(input_ids)} tokens, the model reads {length}: "
+            "the concept is cut off",
             "shorten the prompt, or move {} forward",
         )
     lost = tokenizer.decode(input_ids[length - 1 : -1])
-    return f"the prompt is too long for the model, which does not see: {lost.strip()}"
+    return f"the prompt is too long for the model, which does not see: {_short(lost)}"
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 200, placeholder=" ...")
 
 
 def _readable(piece: str) -> str:

@@ -30,7 +30,7 @@ from attnbooth_cli.engine.devices import (
     resolve_device,
     resolve_precision,
 )
-from attnbooth_cli.engine.families import ComponentPool, Components
+from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
 from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan
@@ -51,7 +51,7 @@ from attnbooth_cli.engine.runs import (
     run_to_continue,
 )
 from attnbooth_cli.engine.sampling import Request, SamplingSettings, is_black, sample
-from attnbooth_cli.engine.tokens import add_placeholder, placeholder, write_rows
+from attnbooth_cli.engine.tokens import add_placeholder, category_pieces, placeholder, write_rows
 from attnbooth_cli.engine.trial import estimate_seconds
 from attnbooth_cli.engine.weights import all_finite
 from attnbooth_cli.errors import DamagedError, DivergedError, InputError, StoppedError
@@ -71,7 +71,7 @@ from attnbooth_cli.project import durable
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.samples import save_picture
-from attnbooth_cli.project.state import Run, read_json_object, read_state
+from attnbooth_cli.project.state import Run, State, read_json_object, read_state
 
 SAMPLE_PROMPT = "a photo of a {} on the beach"
 """The picture made at the end of each stage: the concept somewhere it was not photographed (our choice)."""
@@ -105,10 +105,12 @@ def train(
         LockedError, DamagedError, ResourceError, BaseModelError, DivergedError, StoppedError: see `errors`.
     """
     options = options or TrainOptions(fast=fast)
+    emit = emit if is_main_process() else ignore
     prepared = prepare(Path(root), options)
     project, plan = prepared.project, prepared.plan
     for warning in prepared.warnings:
         emit(Warned(warning))
+    category_pieces(load_tokenizer(prepared.base), plan.concept.category)  # refuses one it does not know
     with only_writer(project):
 
         def decide() -> Run:
@@ -133,13 +135,16 @@ def resume(
     should_stop: ShouldStop = lambda: 0,
     pool: ComponentPool | None = None,
 ) -> Project:
-    """Continues the newest unfinished run with the plan it was begun with.
+    """Continues the newest unfinished run with the plan it was begun with, as far as it was asked to go.
+
+    Where no run is unfinished, it goes on with the stages that `until` left out, or makes a lost `concept/` again.
 
     Raises:
         InputError: nothing was ever begun, or a training picture changed.
         Others: as `train`.
     """
     project, manifest = open_project(Path(root))
+    emit = emit if is_main_process() else ignore
     with only_writer(project):
         state = read_state(project)
         if not state.runs:
@@ -149,12 +154,14 @@ def resume(
                 f"the last run of {project.root}, {state.runs[-1].name}, diverged and cannot be continued",
                 f"attnbooth train {project.root} with a lower learning rate (--set train.STAGE.learning_rate=...)",
             )
-        if not state.unfinished:
-            emit(_nothing_to_do(project, state.runs[-1]))
+        run = state.unfinished[-1] if state.unfinished else _last_real_run(state)
+        plan = read_plan(RunFolder(project, run.name))
+        until = next((name for name in STAGE_NAMES if name == run.until and run.status != "done"), None)
+        wanted = {stage.name for stage in plan.stages_until(until)}
+        if run.status == "done" and wanted <= set(run.stages) and is_current(project, run):
+            emit(_nothing_to_do(project, run))
             return project
-        run = state.unfinished[-1]
-        base = base_of_plan(read_plan(RunFolder(project, run.name)))
-        until = next((name for name in STAGE_NAMES if name == run.until), None)
+        base = base_of_plan(plan)
         _execute(project, manifest, run, base, until, emit, should_stop, pool or ComponentPool())
     return project
 
@@ -294,7 +301,9 @@ def _execute(
     estimated = None
     if not plan.smoke:
         already_done = resumed.step if resumed else 0
+        session.stop_if_asked()
         estimated = estimate_seconds(remaining, already_done, subject, source, plan, accelerator)
+    session.stop_if_asked()
     emit(
         Started(
             run=run.name,
@@ -426,6 +435,11 @@ def _finish(session: _Session, run: Run, finished: tuple[StageName, ...]) -> Non
     checkpoint.drop(folder.checkpoints, finished)
     if "unet" in finished:
         shutil.rmtree(folder.stages / "unet", ignore_errors=True)
+
+
+def _last_real_run(state: State) -> Run:
+    """The newest run that is no smoke test, or the newest if all are."""
+    return next((run for run in reversed(state.runs) if not run.smoke), state.runs[-1])
 
 
 def _nothing_to_do(project: Project, run: Run) -> Finished:

@@ -36,6 +36,7 @@ def explained_write(path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied",
             errno.EPERM: "permission denied",
             errno.ENAMETOOLONG: "the name is too long",
+            errno.ENOENT: "nothing can be made there",
             errno.ENOTDIR: "a file stands where a folder should be",
             errno.EFBIG: "the file would be too large",
         }

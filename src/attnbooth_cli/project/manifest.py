@@ -185,7 +185,9 @@ def train_table(values: Mapping[str, Any], origin: str) -> TrainTable:
         return TrainTable.model_validate(values)
     except ValidationError as error:
         problems = [_explain(TrainTable, item, "train", None) for item in error.errors()]
-        raise InputError(f"{origin}: {'; '.join(problems)}", "attnbooth train --help lists the settings") from None
+        raise InputError(
+            f"{origin}: {'; '.join(problems)}", "attnbooth train PROJECT --dry-run lists every setting"
+        ) from None
 
 
 def manifest_text(

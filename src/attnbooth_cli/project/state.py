@@ -131,15 +131,33 @@ def _rebuilt(project: Project) -> State:
         if document is None or not isinstance(document.get("digest"), str):
             continue
         name = path.parent.name
-        stages = tuple(sorted(p.parent.name for p in path.parent.glob("stages/*/checkpoint.json")))
-        finished = name == state.concept_run
+        stages, done = _logged(path.parent / "events.jsonl")
         run = Run(
             name=name,
             digest=document["digest"],
             smoke=bool(document.get("smoke")),
-            status="done" if finished else "unfinished",
-            stages=tuple(concept.get("stages", ())) if finished else stages,
+            status="done" if done or name == state.concept_run else "unfinished",
+            stages=tuple(concept.get("stages", ())) if name == state.concept_run else stages,
             created=str(document.get("created", "")),
         )
         state = state.with_run(run)
     return state
+
+
+def _logged(path: Path) -> tuple[tuple[str, ...], bool]:
+    """What a run's event log says: the stages it finished, in order, and whether it came to its end."""
+    stages: dict[str, None] = {}
+    last = None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return (), False
+    for line in lines:
+        try:
+            event = json.loads(line)
+            last = event["event"]
+            if last == "stage" and event["status"] == "finished":
+                stages[event["stage"]] = None
+        except (ValueError, KeyError, TypeError):
+            continue  # a line cut off by a crash
+    return tuple(stages), last == "done"
