@@ -213,11 +213,9 @@ def interrupted_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFacto
     root = example_project(tmp_path_factory.mktemp("interrupted") / "toadstool")
     settings = tuple(argument.removeprefix("--set=") for argument in (*SHORT, "train.checkpoint_every=2"))
     steps = iter(range(1, 1000))
+    fifth = 2 + 2 + 1 + 5  # asked twice before the first step, after each of the 2 + 8 + 2 steps, once between stages
     with pytest.raises(StoppedError), quick():
-        # Asked after each of the 2 + 8 + 2 steps and once between two stages.
-        train(
-            root, options=TrainOptions(settings=settings), should_stop=lambda: 15 if next(steps) == 2 + 2 + 1 + 5 else 0
-        )
+        train(root, options=TrainOptions(settings=settings), should_stop=lambda: 15 if next(steps) == fifth else 0)
     return root
 
 

@@ -79,8 +79,9 @@ def test_what_a_repeated_stage_saves_is_not_pruned_for_damaged_later_ones(cli: C
 
     for path in (interrupted / RUN / "checkpoints").glob("*/weights.safetensors"):
         flip_byte(path)
-    with pytest.raises(StoppedError):
-        resume(interrupted, should_stop=lambda: 15)  # after the first step
+    asked = iter(range(1, 1000))
+    with pytest.raises(StoppedError):  # asked twice before the first step, and then after it
+        resume(interrupted, should_stop=lambda: 15 if next(asked) == 3 else 0)
     assert [path.name for path in (interrupted / RUN / "checkpoints").iterdir()] == ["attention-000001"]
     assert cli("train", interrupted, *ATTENTION).named("start")[0]["resumed_from"] == "attention 1"
 
@@ -108,7 +109,7 @@ def test_finished_runs_stay_finished_without_the_state_file(cli: Cli, project: P
         assert cli("train", project, *EMBEDDING, "--seed", seed, "--restart").code == 0
     before = weights(project)
     (project / "state.json").unlink()
-    done = cli("resume", project)
+    done = cli("train", project, *EMBEDDING, "--seed", 2)
     assert (done.code, "nothing to do" in done.out) == (0, True)
     assert "attnbooth generate" in cli("status", project).out.splitlines()[-1]
     assert weights(project) == before
