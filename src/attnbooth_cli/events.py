@@ -6,8 +6,8 @@ Standard library only. `name` is the event's name in `--json` streams.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,6 @@ class Advanced:
 
 
 Event = Started | StageStarted | StageFinished | Stepped | Checkpointed | Sampled | Finished | Warned | Advanced
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """An event with the project and run it belongs to."""
-
-    event: Event
-    project: str
-    run: str | None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 Emit = Callable[[Event], None]

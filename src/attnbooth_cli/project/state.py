@@ -58,17 +58,6 @@ class State:
         done = max((place for place, run in enumerate(self.runs) if run.status == "done" and not run.smoke), default=-1)
         return tuple(run for run in self.runs[done + 1 :] if run.status == "unfinished")
 
-    def run(self, name: str) -> Run:
-        """The run of that name.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for run in self.runs:
-            if run.name == name:
-                return run
-        raise KeyError(name)
-
     def with_run(self, run: Run) -> State:
         """This state with `run` added, or put in the place of the one with its name."""
         names = [other.name for other in self.runs]
