@@ -32,7 +32,8 @@ def status(
             saved = f", checkpoint {run['checkpoints'][-1]}" if run["checkpoints"] else ""
             console.result(f"  run {run['name']}: {run['status']} ({stages}{saved})")
         if facts["concept"]:
-            console.result(f"  concept from run {facts['concept']['run']}")
+            concept = facts["concept"]
+            console.result(f"  concept from run {concept['run']}: {concept['token']}, a {concept['category']}")
         console.result(f"  {facts['samples']} samples")
         console.result(f"next: {facts['next']}")
 

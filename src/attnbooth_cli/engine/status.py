@@ -31,7 +31,7 @@ def project_status(root: Path | str) -> dict[str, Any]:
         "runs": [
             {**dataclasses.asdict(run), "checkpoints": _checkpoints(project.runs / run.name)} for run in state.runs
         ],
-        "concept": {"run": card.get("run"), "stages": card.get("stages"), "smoke": card.get("smoke")} if card else None,
+        "concept": {key: card.get(key) for key in ("run", "stages", "smoke", "token", "category")} if card else None,
         "samples": len(samples),
         "next": generate if card and not state.unfinished else train,
     }
