@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,11 @@ os.environ |= {
     "MKL_NUM_THREADS": "1",
 }
 os.environ.pop("NO_COLOR", None)
+
+# A launcher in the background may have us ignore these, and programs that ignore a signal are left to.
+for _number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "src" / "attnbooth_cli" / "assets" / "example"

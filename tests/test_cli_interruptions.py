@@ -107,7 +107,7 @@ def test_a_second_signal_stops_at_once(cli: Cli, project: Path) -> None:
         asked = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=TIMEOUT) == 130
-        assert time.monotonic() - asked < 1
+        assert time.monotonic() - asked < 5
         assert pipe(process.stdout).read() == ""  # not even the step was finished
     assert checkpoints(project) == []
     assert cli("status", project, "--json").document["runs"][0]["status"] == "unfinished"
