@@ -43,7 +43,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     assert losses == pytest.approx([our_losses.diffusion, our_losses.attention], rel=1e-5)
 
 
-def test_the_whole_command_under_accelerate_launch(tmp_path: Path) -> None:
+def test_the_whole_command_in_two_processes(tmp_path: Path) -> None:
     project = tmp_path / "p"
     init(project, images=[EXAMPLE], category="cat", model="tiny")
     done = launch(["-m", "attnbooth_cli", "train", str(project), "--smoke", "--json", "--device", "cpu"], tmp_path)

@@ -224,3 +224,11 @@ def test_the_prompt_is_encoded_only_as_often_as_it_changes(
     train(subject, stage, accelerator, micro_batch_size=1)
     handle.remove()
     assert len(calls) == encodings
+
+
+def test_every_stage_begins_with_a_fresh_loss_scale() -> None:
+    """A stage resumed from the former one's result must not differ from one that followed it in the same process."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(1))  # makes the lazily created scale real
+    loop.reset_scaler(scaler)
+    assert scaler.get_scale() == torch.amp.GradScaler("cpu").get_scale() == loop.INITIAL_SCALE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def token_statistics(probabilities: Tensor) -> TokenStatistics:
     return TokenStatistics(mean=mean, variance=variance)
 
 
-def diffusion_target(noise_scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def diffusion_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """The U-Net's target by the scheduler's `prediction_type`, of the same shape as `latents`.
 
     Raises:
