@@ -217,3 +217,18 @@ def test_an_unexpected_failure_is_one_sentence(cli: Cli, project: Path, monkeypa
     assert done.err.splitlines()[0] == "error: unexpected ZeroDivisionError: oops"
     assert "-v" in done.err.splitlines()[1]
     assert os.linesep.join(done.err.splitlines()[2:]) == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_a_finaliser_swallows_still_counts() -> None:
+    """Python ignores what is raised inside `__del__`, and libraries have many of those."""
+    from attnbooth_cli.cli.signals import stop_at_once
+    from attnbooth_cli.errors import StoppedError
+
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(StoppedError) as stopped, stop_at_once():
+        Finalised()
+    assert stopped.value.exit_code == 130

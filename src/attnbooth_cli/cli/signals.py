@@ -44,14 +44,22 @@ class _Signalled(BaseException):
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Turns a signal into `StoppedError` wherever the program is; what was written stays."""
+    """Turns a signal into `StoppedError` wherever the program is; what was written stays.
+
+    Python swallows what is raised inside a finaliser, so the signal is also remembered and raised at the block's end.
+    """
+    received = 0
 
     def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
         raise _Signalled(number)
 
     try:
         with _handling(stop):
             yield
+        if received:
+            raise _Signalled(received)
     except _Signalled as signalled:
         raise StoppedError("what was finished is kept", None, signalled.number) from None
 
