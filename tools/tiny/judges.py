@@ -1,0 +1,135 @@
+"""Training of the two judges in `benchmarks/judges.py`, on pictures alone: neither sees a model of the pipeline.
+
+Generated pictures are softer and noisier than rendered ones, so both are trained on pictures blurred, dimmed and
+disturbed at random; what is theirs to ignore is never a reason to call a picture something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy
+
+from benchmarks.judges import Classifier, InstanceEncoder
+from tools.tiny.clip import augmented, instance_contrast
+from tools.tiny.dataset import COLOUR_NAMES, NOUN_NAMES, SCENE_NAMES, STYLE_NAMES, open_split
+from tools.tiny.training import Draw, Modules, Schedule, train
+
+LABELS: Mapping[str, list[str]] = {
+    "noun": NOUN_NAMES,
+    "colour": COLOUR_NAMES,
+    "scene": SCENE_NAMES,
+    "style": STYLE_NAMES,
+}
+TEMPERATURE = 0.07
+PAIRS_A_NOUN = 4
+"""Pairs of each noun drawn in a row: most of an instance's contrast is with others of its own category."""
+
+CLASSIFIER_SCHEDULE = Schedule(
+    steps=4_000, batch_size=64, learning_rate=1.5e-3, warm_up=100, cool_down=1_500, weight_decay=0.02,
+    ema_decay=0.998, seed=31,
+)  # fmt: skip
+INSTANCE_SCHEDULE = Schedule(
+    steps=5_000, batch_size=48, learning_rate=1.5e-3, warm_up=100, cool_down=1_500, weight_decay=0.02,
+    ema_decay=0.998, seed=32,
+)  # fmt: skip
+
+
+def disturbed(pictures: Tensor, draw: Draw) -> Tensor:
+    """Blur, noise, contrast and brightness of varying strength, independent for each of `pictures` `[b, 3, s, s]`."""
+    share = 0.9 * draw.uniform(1, 1, 1) * (draw.uniform(1, 1, 1) < 0.5)
+    padded = nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    pictures = pictures + share * (avg_pool2d(padded, 3, 1) - pictures)
+    noise = 0.1 * draw.uniform(1, 1, 1) * (draw.uniform(1, 1, 1) < 0.3)
+    pictures = pictures + noise * draw.normal(*pictures.shape[1:])
+    contrast, brightness = 1 + 0.2 * (draw.uniform(1, 1, 1) - 0.5), 0.12 * (draw.uniform(1, 1, 1) - 0.5)
+    return (pictures * contrast + brightness).clamp(-1, 1)
+
+
+@lru_cache(maxsize=1)
+def _data(work: Path) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Pictures, labels, and the pairs of each noun."""
+    split = open_split(work, "train")
+    noun_of_pair = split.labels["noun"][::2]
+    return split.pictures, split.labels, [np.flatnonzero(noun_of_pair == k) for k in range(len(NOUN_NAMES))]
+
+
+def _pixels(pictures: np.ndarray, numbers: np.ndarray, draw: Draw) -> Tensor:
+    pixels = torch.from_numpy(pictures[numbers]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return disturbed(augmented(pixels, draw), draw)
+
+
+def classifier_loss(work: Path, modules: Modules, draw: Draw, progress: float) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross-entropy over the attributes; where no colour is named there is nothing to learn of it."""
+    pictures, labels, _ = _data(work)
+    numbers = draw.indices(len(pictures)).numpy()
+    model = modules["classifier"]
+    logits = model(_pixels(pictures, numbers, draw).to(next(model.parameters()).dtype))
+    losses, figures = [], {}
+    for attribute, its in logits.items():
+        truth = torch.from_numpy(labels[attribute][numbers].astype(np.int64))
+        said = truth >= 0
+        losses.append(cross_entropy(its[said].float(), truth[said]) if said.any() else its.sum() * 0.0)
+        figures[attribute] = (its.argmax(1) == truth)[said].float().mean().item()
+    return torch.stack(losses).mean(), figures
+
+
+def instance_loss(work: Path, modules: Modules, draw: Draw, progress: float) -> tuple[Tensor, dict[str, float]]:
+    """Contrast between the pairs of a batch that is drawn noun by noun."""
+    pictures, labels, by_noun = _data(work)
+    nouns = draw.indices(len(by_noun)).repeat_interleave(PAIRS_A_NOUN)[: draw.size]
+    which = draw.uniform()
+    pairs = np.array([by_noun[n][int(w * len(by_noun[n]))] for n, w in zip(nouns, which.numpy(), strict=True)])
+    numbers = [2 * pairs, 2 * pairs + 1]
+    model = modules["encoder"]
+    pixels = torch.cat([_pixels(pictures, half, draw) for half in numbers])
+    embeddings = model(pixels.to(next(model.parameters()).dtype))
+    identity = torch.from_numpy(labels["instance"][np.concatenate(numbers)])
+    value, found = instance_contrast(embeddings, identity, TEMPERATURE)
+    return value, {"partner_found": found}
+
+
+def build_classifier() -> dict[str, nn.Module]:
+    """An untrained classifier of the world's attributes."""
+    return {"classifier": Classifier(LABELS)}
+
+
+def build_instance_encoder() -> dict[str, nn.Module]:
+    """An untrained instance encoder."""
+    return {"encoder": InstanceEncoder()}
+
+
+def _store(model: nn.Module, file: Path) -> None:
+    """In float16, with the labels."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, file, {"labels": json.dumps(LABELS)})
+
+
+def train_classifier(work: Path, minutes: float | None = None) -> bool:
+    """Train, or continue; write `work/judges/classifier.safetensors` when done and say whether it is."""
+    folder = work / "judges"
+    modules = train(
+        build_classifier, partial(classifier_loss, work), CLASSIFIER_SCHEDULE, folder / "classifier", minutes=minutes
+    )
+    if modules is not None:
+        _store(modules["classifier"], folder / "classifier.safetensors")
+    return modules is not None
+
+
+def train_instance_encoder(work: Path, minutes: float | None = None) -> bool:
+    """Train, or continue; write `work/judges/instance_encoder.safetensors` when done and say whether it is."""
+    folder = work / "judges"
+    modules = train(
+        build_instance_encoder, partial(instance_loss, work), INSTANCE_SCHEDULE, folder / "encoder", minutes=minutes
+    )
+    if modules is not None:
+        _store(modules["encoder"], folder / "instance_encoder.safetensors")
+    return modules is not None
