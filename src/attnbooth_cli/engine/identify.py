@@ -97,7 +97,8 @@ def identify(folder: Path, *, weights: bool = True) -> str:
     for part, (library, classes) in _CLASSES.items():
         _require_class(folder, part, index.get(part), library, classes)
     channels = read_json(folder / "unet" / "config.json").get("in_channels", 4)
-    if channels != 4:
+    if channels != read_json(folder / "vae" / "config.json").get("latent_channels", 4):
+        # More than the latents go in: a picture to edit, a mask, a depth map.
         raise _unsupported(folder, _CHANNELS.get(channels, f"a model whose U-Net takes {channels} channels"))
     if not snapshots.has_configs(folder):
         raise InputError(f"{folder} is incomplete: a configuration or the tokenizer is missing", USE_INSTEAD)
