@@ -51,6 +51,12 @@ def source(components: Components) -> Iterator[LatentSource]:
     return make_source(components)
 
 
+def latent_shape(components: Components) -> tuple[int, int, int]:
+    """Channels, height and width of a latent of the bundled model."""
+    config = components.unet.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
 def make_subject(components: Components, vectors: int = 1, category: str = "cat") -> Subject:
     """A subject whose [V] rows differ from the category's, so that the regulariser is not zero."""
     concept = placeholder("<it>", vectors, category)

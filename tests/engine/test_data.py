@@ -16,7 +16,7 @@ from attnbooth_cli.engine import data
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS, published, unaugmented, upright
 from attnbooth_cli.engine.families import Components
 from attnbooth_cli.engine.rng import keyed_generator
-from tests.engine.conftest import make_source
+from tests.engine.conftest import latent_shape, make_source
 
 
 def test_generators_are_functions_of_their_key_alone() -> None:
@@ -68,7 +68,7 @@ def test_latents_are_sampled_from_the_posterior(components: Components) -> None:
     pixels = torch.from_numpy(np.asarray(picture.resize((64, 64), Image.Resampling.BILINEAR)).copy())
     with torch.no_grad():
         posterior = components.vae.encode(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1).latent_dist
-    noise = torch.randn(4, 16, 16, generator=keyed_generator(0, "unet", 0, 0, "posterior"))
+    noise = torch.randn(latent_shape(components), generator=keyed_generator(0, "unet", 0, 0, "posterior"))
     expected = (posterior.mean[0] + posterior.std[0] * noise) * components.vae.config.scaling_factor
     torch.testing.assert_close(batch.latents[0], expected, rtol=1e-4, atol=1e-5)
 

@@ -17,7 +17,7 @@ from attnbooth_cli.engine.losses import (
     token_statistics,
 )
 from attnbooth_cli.engine.tokens import recorded_positions
-from tests.engine.conftest import make_subject
+from tests.engine.conftest import latent_shape, make_subject
 
 
 def regulariser_by_hand(maps: list, v: list[int], c: int, mean_weight: float, variance_weight: float) -> float:
@@ -72,7 +72,7 @@ def test_regulariser_in_the_unet_equals_hooked_projections(components: Component
     with torch.no_grad():
         conditioning = FAMILIES["stable-diffusion"].encode(components, [subject.prompt])
         hidden = conditioning["encoder_hidden_states"].expand(batch, -1, -1)
-        latents = torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+        latents = torch.randn(batch, *latent_shape(components), generator=torch.Generator().manual_seed(2))
         with recording_statistics(components.unet, columns) as recorder, recorder.armed():
             components.unet(latents, torch.arange(batch) * 200 + 10, hidden)
     for handle in handles:
@@ -81,7 +81,7 @@ def test_regulariser_in_the_unet_equals_hooked_projections(components: Component
     for name, module in cross_attention_modules(components.unet).items():
         q, k = (projected[name][part].unflatten(-1, (module.heads, -1)).transpose(1, 2) for part in ("to_q", "to_k"))
         maps.append((q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1).tolist())
-    assert len(recorder.layers) == len(maps) == 7
+    assert len(recorder.layers) == len(maps) > 6
     expected = regulariser_by_hand(maps, columns[:-1], columns[-1], 2.0, 5.0)
     assert attention_regularisation(recorder.layers, 2.0, 5.0).item() == pytest.approx(expected, rel=1e-5)
 

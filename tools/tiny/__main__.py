@@ -133,6 +133,17 @@ def _sheets(options: Options) -> bool:
     return True
 
 
+def _schedule(options: Options) -> bool:
+    from tools.tiny import export, schedule
+
+    preview = options.work / "preview"
+    export.export(options.work, preview)
+    schedule.search(options.work, preview, say)
+    for row in schedule.table(options.work):
+        say(str(row))
+    return True
+
+
 STEPS: dict[str, Callable[[Options], bool]] = {
     "art": _art,
     "pictures": _pictures,
@@ -146,6 +157,7 @@ STEPS: dict[str, Callable[[Options], bool]] = {
     "classifier": _classifier,
     "instance-encoder": _instance_encoder,
     "measure": _measure,
+    "schedule": _schedule,
     "sheets": _sheets,
     "export": _export,
 }
