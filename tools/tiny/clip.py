@@ -19,9 +19,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
-from tools.tiny.dataset import COLOUR_NAMES, NOUN_NAMES, SCENE_NAMES, STYLE_NAMES, open_split
-from tools.tiny.tokenizer import POSITIONS, load_tokenizer
-from tools.tiny.training import Draw, Modules, Schedule, load_average, train
+from tools.tiny.captions import ordinary
+from tools.tiny.dataset import (
+    CAPTIONS_EACH,
+    COLOUR_NAMES,
+    NOUN_NAMES,
+    SCENE_NAMES,
+    STYLE_NAMES,
+    open_judge_data,
+    open_split,
+)
+from tools.tiny.tokenizer import POSITIONS, encode, load_tokenizer
+from tools.tiny.training import Draw, Modules, Schedule, train
+from tools.tiny.vae import scaled
 
 WIDTH = 128
 """Width of the text tower and of the joint space; the U-Net's `cross_attention_dim`."""
@@ -59,16 +69,18 @@ def configuration(vocabulary: int) -> CLIPConfig:
     return config
 
 
-def build(vocabulary: int, first_phase: Path | None = None) -> dict[str, nn.Module]:
-    """CLIP and its passing heads; with `first_phase`, as that folder's training left them, the text tower frozen."""
-    clip = CLIPModel(configuration(vocabulary))
+def build(vocabulary: int) -> dict[str, nn.Module]:
+    """An untrained CLIP and its passing heads."""
     heads = nn.ModuleDict({name: nn.Linear(WIDTH, count) for name, count in HEADS.items()})
-    modules: dict[str, nn.Module] = {"clip": clip, "heads": heads}
-    if first_phase is not None:
-        load_average(first_phase, modules)
-        for part in (clip.text_model, clip.text_projection):
-            part.requires_grad_(False)
-    return modules
+    return {"clip": CLIPModel(configuration(vocabulary)), "heads": heads}
+
+
+def build_images(first: Path) -> dict[str, nn.Module]:
+    """CLIP as the first phase left it in the folder `first`, its text tower frozen."""
+    clip = CLIPModel.from_pretrained(first, attn_implementation="eager")
+    for part in (clip.text_model, clip.text_projection):
+        part.requires_grad_(False)
+    return {"clip": clip}
 
 
 def image_embeddings(clip: CLIPModel, pictures: Tensor) -> Tensor:
@@ -93,13 +105,13 @@ def _data(work: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return split.pictures, split.labels, np.load(work / "pictures" / "train-tokens.npy", mmap_mode="r")
 
 
-def augmented(pictures: Tensor, draw: Draw) -> Tensor:
-    """Mirror half of `pictures` `[b, 3, s, s]`; stretch, turn and shift each a little, so that the shape counts
-    and not the sprite's outline."""
+def augmented(pictures: Tensor, draw: Draw, strength: float = 0.5) -> Tensor:
+    """Mirror half of `pictures` `[b, 3, s, s]`; stretch, turn and shift each, so that the shape counts and not the
+    sprite's outline. `strength` is the range of the log of either side's length and of the angle in radians."""
     b = len(pictures)
-    scale = 1 + 0.24 * (draw.uniform(2) - 0.5)
+    scale = torch.exp(strength * (draw.uniform(2) - 0.5))
     flip = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
-    angle = 0.3 * (draw.uniform() - 0.5)
+    angle = strength * (draw.uniform() - 0.5)
     theta = torch.zeros(b, 2, 3)
     theta[:, 0, 0] = scale[:, 0] * torch.cos(angle) * flip
     theta[:, 0, 1] = -torch.sin(angle)
@@ -110,16 +122,15 @@ def augmented(pictures: Tensor, draw: Draw) -> Tensor:
     return nn.functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-def paired_batch(pictures: np.ndarray, draw: Draw) -> tuple[np.ndarray, Tensor]:
-    """Pairs of one instance each, the first of all pairs and then the second of all: their numbers and pictures.
+def drawn_pairs(count: int, draw: Draw) -> np.ndarray:
+    """Numbers of pictures in pairs, the first of all pairs and then the second of all: `[2 B]` of `count`."""
+    pair = draw.indices(count // 2).numpy()
+    return np.concatenate([2 * pair, 2 * pair + 1])
 
-    A draw of B gives 2 B pictures, float32 `[2 B, 3, 64, 64]` in [-1, 1], augmented.
-    """
-    pair = draw.indices(len(pictures) // 2).numpy()
-    numbers = np.concatenate([2 * pair, 2 * pair + 1])
-    pixels = torch.from_numpy(pictures[numbers]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    half = len(pair)
-    return numbers, torch.cat([augmented(pixels[:half], draw), augmented(pixels[half:], draw)])
+
+def augmented_pairs(pictures: np.ndarray, draw: Draw, strength: float) -> Tensor:
+    """Pictures uint8 `[2 B, 64, 64, 3]`, halves drawn one after the other: float32 `[2 B, 3, 64, 64]` in [-1, 1]."""
+    return torch.cat([augmented(half, draw, strength) for half in scaled(pictures).chunk(2)])
 
 
 def instance_contrast(embeddings: Tensor, identity: Tensor, temperature: float) -> tuple[Tensor, float]:
@@ -146,7 +157,8 @@ def loss(work: Path, modules: Modules, draw: Draw, progress: float) -> tuple[Ten
     clip: Any = modules["clip"]
     heads = cast(nn.ModuleDict, modules["heads"])
     pictures, labels, all_tokens = _data(work)
-    numbers, pixels = paired_batch(pictures, draw)
+    numbers = drawn_pairs(len(pictures), draw)
+    pixels = augmented_pairs(pictures[numbers], draw, strength=0.25)
     variant = torch.cat([draw.integers(0, all_tokens.shape[1]), draw.integers(0, all_tokens.shape[1])]).numpy()
     tokens = torch.from_numpy(all_tokens[numbers, variant].astype(np.int64))
     images, texts = image_embeddings(clip, pixels), text_embeddings(clip, tokens)
@@ -166,12 +178,46 @@ def loss(work: Path, modules: Modules, draw: Draw, progress: float) -> tuple[Ten
     return total, figures | {"attributes": attributes.item(), "scale": scale.item()}
 
 
+def image_loss(work: Path, modules: Modules, draw: Draw, progress: float) -> tuple[Tensor, dict[str, float]]:
+    """Captions and instances as before, and the nouns: a picture against "a photo of a <noun>" for every noun.
+
+    Scene and style alone tell most captions of a batch apart; the last term asks for the thing.
+    """
+    clip: Any = modules["clip"]
+    data = open_judge_data(work)
+    numbers = drawn_pairs(len(data.labels), draw)
+    pixels = augmented_pairs(data.at(data.pictures, numbers), draw, strength=0.5)
+    variants = torch.cat([draw.integers(0, CAPTIONS_EACH), draw.integers(0, CAPTIONS_EACH)]).numpy()
+    tokens = data.at(data.tokens, numbers)[np.arange(len(numbers)), variants]
+    captions = torch.from_numpy(tokens.astype(np.int64))
+    labels = data.labels[numbers]
+    with torch.no_grad():
+        texts, nouns = text_embeddings(clip, captions), text_embeddings(clip, _noun_tokens(work))
+    images = image_embeddings(clip, pixels)
+    scale = clip.logit_scale.float().exp().clamp(max=60)
+    matched = _caption_contrast(images, texts, scale, captions)
+    instances, found = instance_contrast(images, torch.from_numpy(labels["instance"].copy()), TEMPERATURE)
+    alone = torch.from_numpy(labels["companion"] < 0)
+    truth = torch.from_numpy(labels["noun"].astype(np.int64))[alone]
+    logits = (scale * images @ nouns.T)[alone]
+    named = cross_entropy(logits, truth)
+    figures = {"captions": matched.item(), "instances": instances.item(), "partner_found": found, "nouns": named.item()}
+    right = (logits.argmax(1) == truth).float().mean().item()
+    return matched + 0.5 * instances + named, figures | {"noun_right": right, "scale": scale.item()}
+
+
+@lru_cache(maxsize=1)
+def _noun_tokens(work: Path) -> Tensor:
+    """Tokens of "a photo of a <noun>", int64 `[nouns, 77]`."""
+    return torch.from_numpy(encode(load_tokenizer(work), [ordinary(noun, None, "photo") for noun in NOUN_NAMES]))
+
+
 TEXT_PHASE = Schedule(
     steps=2600, batch_size=BATCH // 2, learning_rate=1.2e-3, warm_up=100, cool_down=500, weight_decay=0.02,
     betas=(0.9, 0.98), ema_decay=0.997, seed=11,
 )  # fmt: skip
 IMAGE_PHASE = Schedule(
-    steps=3000, batch_size=BATCH // 2, learning_rate=8e-4, warm_up=50, cool_down=800, weight_decay=0.02,
+    steps=10_000, batch_size=BATCH // 2, learning_rate=8e-4, warm_up=50, cool_down=3_000, weight_decay=0.05,
     betas=(0.9, 0.98), ema_decay=0.998, seed=12,
 )  # fmt: skip
 
@@ -203,11 +249,9 @@ def _text_tower(clip: CLIPModel, like: CLIPTextModel) -> Mapping[str, Tensor]:
 
 def train_images(work: Path, minutes: float | None = None) -> bool:
     """The second phase; writes `work/clip/model` when it is done and says whether it is."""
-    tokenizer = load_tokenizer(work)
-    first = work / "clip" / "text-phase"
     modules = train(
-        partial(build, len(tokenizer), first),
-        partial(loss, work),
+        partial(build_images, work / "clip" / "first"),
+        partial(image_loss, work),
         IMAGE_PHASE,
         work / "clip" / "image-phase",
         minutes=minutes,

@@ -21,14 +21,18 @@ from tools.tiny.canvas import SIDE
 from tools.tiny.captions import caption
 from tools.tiny.concepts import withheld_art
 from tools.tiny.depiction import Depiction, Thing
-from tools.tiny.instances import Wardrobe, draw_instance
+from tools.tiny.instances import Wardrobe, draw_instance, draw_wild
 from tools.tiny.objects import COLOURS, NOUNS
 from tools.tiny.render import render
 from tools.tiny.scenes import ALL_SCENES, PLAIN, SCENES
 from tools.tiny.styles import STYLES
 
-SPLITS = {"train": 160_000, "validation": 2_000}
-"""Pictures in each split. Validation shows training art in other paint, scenes and poses."""
+SPLITS = {"train": 160_000, "validation": 2_000, "judges": 80_000}
+"""Pictures in each split. Validation shows training art in other paint, scenes and poses.
+
+The judges learn from `train` and from `judges`, where everything is painted and patterned at random: art no judge has
+seen, in paint it has not seen, can only be known by its shape.
+"""
 CHUNK = 2_000
 CAPTIONS_EACH = 2
 NOUN_NAMES, COLOUR_NAMES, SCENE_NAMES, STYLE_NAMES = (
@@ -69,11 +73,11 @@ def draw_style(rng: np.random.Generator) -> str:
     return STYLE_NAMES[rng.choice(len(weights), p=weights / weights.sum())]
 
 
-def _draw_thing(art_by_noun: dict[str, list[str]], rng: np.random.Generator) -> Thing:
+def _draw_thing(art_by_noun: dict[str, list[str]], rng: np.random.Generator, *, wild: bool) -> Thing:
     noun = NOUN_NAMES[rng.integers(len(NOUN_NAMES))]
     colour = COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))] if rng.random() < 0.35 else None
     art = art_by_noun[noun][rng.integers(len(art_by_noun[noun]))]
-    return Thing(noun, draw_instance(art, colour, rng), colour)
+    return Thing(noun, (draw_wild if wild else draw_instance)(art, colour, rng), colour)
 
 
 def training_art(wardrobe: Wardrobe) -> dict[str, list[str]]:
@@ -82,12 +86,14 @@ def training_art(wardrobe: Wardrobe) -> dict[str, list[str]]:
     return {noun: [art for art, its in kept.items() if its == noun] for noun in NOUN_NAMES}
 
 
-def draw_pair(art_by_noun: dict[str, list[str]], rng: np.random.Generator) -> tuple[Depiction, Depiction]:
-    """Two depictions of one training instance."""
-    thing = _draw_thing(art_by_noun, rng)
+def draw_pair(
+    art_by_noun: dict[str, list[str]], rng: np.random.Generator, *, wild: bool = False
+) -> tuple[Depiction, Depiction]:
+    """Two depictions of one training instance, or of one made for the judges."""
+    thing = _draw_thing(art_by_noun, rng, wild=wild)
 
     def one() -> Depiction:
-        companion = _draw_thing(art_by_noun, rng) if rng.random() < 0.1 else None
+        companion = _draw_thing(art_by_noun, rng, wild=wild) if rng.random() < 0.1 else None
         luck = rng.random()
         size = None if companion or luck > 0.16 else "small" if luck < 0.08 else "large"
         return Depiction(thing, draw_scene(rng), draw_style(rng), size, companion)
@@ -126,7 +132,7 @@ def _render_chunk(job: tuple[Path, str, int, int]) -> None:
     pictures, labels, captions = [], [], []
     for pair in range(number * CHUNK // 2, (number + 1) * CHUNK // 2):
         rng = np.random.default_rng((seed, list(SPLITS).index(split), pair))
-        for depiction in draw_pair(art_by_noun, rng):
+        for depiction in draw_pair(art_by_noun, rng, wild=split == "judges"):
             pictures.append(render(depiction, wardrobe, rng))
             labels.append(_label(depiction, pair, art))
             captions.append([caption(depiction, rng) for _ in range(CAPTIONS_EACH)])
@@ -169,3 +175,36 @@ def open_split(work: Path, split: str) -> Split:
     captions = json.loads((folder / f"{split}-captions.json").read_text("utf-8"))
     pictures = np.load(folder / f"{split}.npy", mmap_mode="r")
     return Split(pictures, np.load(folder / f"{split}-labels.npy"), captions)
+
+
+@dataclass(frozen=True)
+class JudgeData:
+    """What judges learn from: the splits `train` and `judges`, numbered through. Tokens are int16 `[n, 2, 40]`."""
+
+    pictures: tuple[np.ndarray, ...]
+    tokens: tuple[np.ndarray, ...]
+    labels: np.ndarray
+
+    def at(self, parts: tuple[np.ndarray, ...], numbers: np.ndarray) -> np.ndarray:
+        """Rows of `pictures` or `tokens`."""
+        rows = np.empty((len(numbers), *parts[0].shape[1:]), parts[0].dtype)
+        first = 0
+        for part in parts:
+            here = (numbers >= first) & (numbers < first + len(part))
+            rows[here] = part[numbers[here] - first]
+            first += len(part)
+        return rows
+
+
+@lru_cache(maxsize=1)
+def open_judge_data(work: Path) -> JudgeData:
+    """Both splits, once a process. Raises `FileNotFoundError` before they and their tokens are there."""
+    folder = work / "pictures"
+    names = ("train", "judges")
+    labels = [np.load(folder / f"{name}-labels.npy") for name in names]
+    labels[1]["instance"] += SPLITS["train"]  # pairs of another split are other instances
+    return JudgeData(
+        tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names),
+        tuple(np.load(folder / f"{name}-tokens.npy", mmap_mode="r") for name in names),
+        np.concatenate(labels),
+    )

@@ -229,6 +229,24 @@ def _any_tone(rng: np.random.Generator) -> Tone:
             return float(red), float(green), float(blue)
 
 
+def draw_wild(art: str, colour: str | None, rng: np.random.Generator) -> Instance:
+    """An instance for the judges alone, painted and mostly patterned at any scale, so that only its shape tells."""
+    base = _any_tone(rng) if colour is None else _near(COLOURS[colour], rng)
+    pattern = accent = None
+    if rng.random() < 0.8:
+        pattern, accent = str(rng.choice(list(PATTERNS))), _accent(base, rng)
+    scale, turn = float(np.exp(rng.uniform(np.log(0.12), np.log(0.6)))), float(rng.uniform(0, np.pi))
+    return Instance(art, base, accent, pattern, scale, turn, stretch=float(np.exp(rng.normal(0, 0.15))))
+
+
+def _accent(base: Tone, rng: np.random.Generator) -> Tone:
+    """A training tone that stands out from `base`."""
+    while True:
+        accent = _any_tone(rng) if rng.random() < 0.5 else _near(list(COLOURS.values())[rng.integers(10)], rng)
+        if np.linalg.norm(np.subtract(accent, base)) >= 0.35:
+            return accent
+
+
 def draw_instance(art: str, colour: str | None, rng: np.random.Generator) -> Instance:
     """A training instance of `art`: of the named colour, or in its own or any other paint; perhaps patterned."""
     if colour is not None:
@@ -238,8 +256,7 @@ def draw_instance(art: str, colour: str | None, rng: np.random.Generator) -> Ins
     pattern = accent = None
     if base is not None and rng.random() < 0.5:
         pattern = str(rng.choice(list(PATTERNS)))
-        while accent is None or np.linalg.norm(np.subtract(accent, base)) < 0.35:
-            accent = _any_tone(rng) if rng.random() < 0.5 else _near(list(COLOURS.values())[rng.integers(10)], rng)
+        accent = _accent(base, rng)
     return Instance(
         art,
         base,

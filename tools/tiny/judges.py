@@ -19,8 +19,9 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from benchmarks.judges import Classifier, InstanceEncoder
 from tools.tiny.clip import augmented, instance_contrast
-from tools.tiny.dataset import COLOUR_NAMES, NOUN_NAMES, SCENE_NAMES, STYLE_NAMES, open_split
+from tools.tiny.dataset import COLOUR_NAMES, NOUN_NAMES, SCENE_NAMES, STYLE_NAMES, JudgeData, open_judge_data
 from tools.tiny.training import Draw, Modules, Schedule, train
+from tools.tiny.vae import scaled
 
 LABELS: Mapping[str, list[str]] = {
     "noun": NOUN_NAMES,
@@ -33,11 +34,11 @@ PAIRS_A_NOUN = 4
 """Pairs of each noun drawn in a row: most of an instance's contrast is with others of its own category."""
 
 CLASSIFIER_SCHEDULE = Schedule(
-    steps=4_000, batch_size=64, learning_rate=1.5e-3, warm_up=100, cool_down=1_500, weight_decay=0.02,
+    steps=12_000, batch_size=64, learning_rate=1.5e-3, warm_up=100, cool_down=4_000, weight_decay=0.02,
     ema_decay=0.998, seed=31,
 )  # fmt: skip
 INSTANCE_SCHEDULE = Schedule(
-    steps=5_000, batch_size=48, learning_rate=1.5e-3, warm_up=100, cool_down=1_500, weight_decay=0.02,
+    steps=7_000, batch_size=48, learning_rate=1.5e-3, warm_up=100, cool_down=2_500, weight_decay=0.02,
     ema_decay=0.998, seed=32,
 )  # fmt: skip
 
@@ -54,27 +55,27 @@ def disturbed(pictures: Tensor, draw: Draw) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _data(work: Path) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Pictures, labels, and the pairs of each noun."""
-    split = open_split(work, "train")
-    noun_of_pair = split.labels["noun"][::2]
-    return split.pictures, split.labels, [np.flatnonzero(noun_of_pair == k) for k in range(len(NOUN_NAMES))]
+def _pairs_by_noun(work: Path) -> list[np.ndarray]:
+    """The pairs of each noun."""
+    noun_of_pair = open_judge_data(work).labels["noun"][::2]
+    return [np.flatnonzero(noun_of_pair == k) for k in range(len(NOUN_NAMES))]
 
 
-def _pixels(pictures: np.ndarray, numbers: np.ndarray, draw: Draw) -> Tensor:
-    pixels = torch.from_numpy(pictures[numbers]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return disturbed(augmented(pixels, draw), draw)
+def _pixels(data: JudgeData, numbers: np.ndarray, draw: Draw) -> Tensor:
+    return disturbed(augmented(scaled(data.at(data.pictures, numbers)), draw), draw)
 
 
 def classifier_loss(work: Path, modules: Modules, draw: Draw, progress: float) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy over the attributes; where no colour is named there is nothing to learn of it."""
-    pictures, labels, _ = _data(work)
-    numbers = draw.indices(len(pictures)).numpy()
+    """Mean cross-entropy over the attributes, where there is one to know: no noun of two things, no colour unnamed."""
+    data = open_judge_data(work)
+    numbers = draw.indices(len(data.labels)).numpy()
     model = modules["classifier"]
-    logits = model(_pixels(pictures, numbers, draw).to(next(model.parameters()).dtype))
+    logits = model(_pixels(data, numbers, draw).to(next(model.parameters()).dtype))
+    labels = data.labels[numbers]
+    labels["noun"][labels["companion"] >= 0] = -1
     losses, figures = [], {}
     for attribute, its in logits.items():
-        truth = torch.from_numpy(labels[attribute][numbers].astype(np.int64))
+        truth = torch.from_numpy(labels[attribute].astype(np.int64))
         said = truth >= 0
         losses.append(cross_entropy(its[said].float(), truth[said]) if said.any() else its.sum() * 0.0)
         figures[attribute] = (its.argmax(1) == truth)[said].float().mean().item()
@@ -83,15 +84,15 @@ def classifier_loss(work: Path, modules: Modules, draw: Draw, progress: float) -
 
 def instance_loss(work: Path, modules: Modules, draw: Draw, progress: float) -> tuple[Tensor, dict[str, float]]:
     """Contrast between the pairs of a batch that is drawn noun by noun."""
-    pictures, labels, by_noun = _data(work)
+    data, by_noun = open_judge_data(work), _pairs_by_noun(work)
     nouns = draw.indices(len(by_noun)).repeat_interleave(PAIRS_A_NOUN)[: draw.size]
     which = draw.uniform()
     pairs = np.array([by_noun[n][int(w * len(by_noun[n]))] for n, w in zip(nouns, which.numpy(), strict=True)])
     numbers = [2 * pairs, 2 * pairs + 1]
     model = modules["encoder"]
-    pixels = torch.cat([_pixels(pictures, half, draw) for half in numbers])
+    pixels = torch.cat([_pixels(data, half, draw) for half in numbers])
     embeddings = model(pixels.to(next(model.parameters()).dtype))
-    identity = torch.from_numpy(labels["instance"][np.concatenate(numbers)])
+    identity = torch.from_numpy(data.labels["instance"][np.concatenate(numbers)])
     value, found = instance_contrast(embeddings, identity, TEMPERATURE)
     return value, {"partner_found": found}
 

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 
 from tools.tiny.captions import vocabulary
-from tools.tiny.dataset import open_split
+from tools.tiny.dataset import SPLITS, open_split
 
 POSITIONS = 77
 """Tokens a prompt may have, start and end included: CLIP's number, which every tool of the field assumes."""
@@ -65,7 +65,7 @@ def save_tokenizer(work: Path) -> None:
     """Write `work/tokenizer` and the tokens of every caption, `work/pictures/<split>-tokens.npy` int16."""
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(work / "tokenizer")
-    for split in ("train", "validation"):
+    for split in SPLITS:
         captions = open_split(work, split).captions
         flat = encode(tokenizer, [text for row in captions for text in row], CAPTION_TOKENS)
         tokens = flat.reshape(len(captions), -1, CAPTION_TOKENS).astype(np.int16)
