@@ -85,7 +85,7 @@ def _decoder(options: Options) -> bool:
 def _latents(options: Options) -> bool:
     from tools.tiny import unet
 
-    unet.encode_pictures(options.work, say)
+    unet.encode_pictures(options.work, options.processes, say)
     return True
 
 

@@ -7,8 +7,10 @@ guidance (Ho and Salimans 2022). The average of the weights is what is kept.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tools.tiny.tokenizer import encode, load_tokenizer
 from tools.tiny.training import Draw, Modules, Schedule, train
 from tools.tiny.vae import CHANNELS, LATENT, moments, scaled
 
+CHUNK = 4_000
 EMPTY_CAPTIONS = 0.1
 SNR_GAMMA = 5.0
 NOISE_SCHEDULE = {
@@ -61,29 +64,53 @@ def build() -> dict[str, nn.Module]:
     return {"unet": unet}
 
 
-def encode_pictures(work: Path, say: Callable[[str], None]) -> None:
+def _encode_chunk(job: tuple[Path, int]) -> None:
+    """Latents of one chunk of pictures, into its own file, unless that is there."""
+    work, start = job
+    file = work / "latents-chunks" / f"{start}.npy"
+    if file.exists():
+        return
+    torch.set_num_threads(1)
+    vae = _autoencoder(work)
+    pictures = np.load(work / "pictures" / "train.npy", mmap_mode="r")[start : start + CHUNK]
+    factor, parts = vae.config.scaling_factor, []
+    for first in range(0, len(pictures), 100):
+        with torch.inference_mode():
+            mean, logvar = moments(vae, scaled(pictures[first : first + 100]))
+        parts.append(torch.stack([mean, (logvar / 2).exp()]) * factor)
+    with file.with_suffix(".part").open("wb") as part:
+        np.save(part, torch.cat(parts, 1).numpy().astype(np.float16))
+    file.with_suffix(".part").replace(file)
+
+
+@lru_cache(maxsize=1)
+def _autoencoder(work: Path) -> AutoencoderKL:
+    """The first phase's autoencoder, in bfloat16."""
+    return AutoencoderKL.from_pretrained(work / "vae" / "first", torch_dtype=torch.bfloat16).eval()
+
+
+def encode_pictures(work: Path, processes: int, say: Callable[[str], None]) -> None:
     """Posterior means and deviations of every training picture, scaled, as float16 `[2, n, 8, 16, 16]`.
 
-    Written to `work/latents.npy`; a second call does nothing.
+    Written to `work/latents.npy`; a second call continues, a third does nothing.
     """
     finished = work / "latents.npy"
     if finished.exists():
         return
-    vae = AutoencoderKL.from_pretrained(work / "vae" / "first", torch_dtype=torch.bfloat16).eval()
-    pictures = np.load(work / "pictures" / "train.npy", mmap_mode="r")
+    folder = work / "latents-chunks"
+    folder.mkdir(exist_ok=True)
+    count = len(np.load(work / "pictures" / "train.npy", mmap_mode="r"))
+    starts = range(0, count, CHUNK)
+    with get_context("spawn").Pool(processes) as pool:
+        for done, _ in enumerate(pool.imap_unordered(_encode_chunk, [(work, start) for start in starts]), 1):
+            say(f"latents: {done * CHUNK:,} of {count:,} pictures")
     part = work / "latents-part.npy"
-    latents = np.lib.format.open_memmap(part, "w+", np.float16, (2, len(pictures), *LATENT))
-    size = 100
-    for start in range(0, len(pictures), size):
-        with torch.inference_mode():
-            mean, logvar = moments(vae, scaled(pictures[start : start + size]))
-        factor = vae.config.scaling_factor
-        latents[0, start : start + size] = (mean * factor).numpy()
-        latents[1, start : start + size] = ((logvar / 2).exp() * factor).numpy()
-        if start % 8_000 == 0:
-            say(f"latents: {start:,} of {len(pictures):,} pictures")
+    latents = np.lib.format.open_memmap(part, "w+", np.float16, (2, count, *LATENT))
+    for start in starts:
+        latents[:, start : start + CHUNK] = np.load(folder / f"{start}.npy")
     latents.flush()
     part.replace(finished)
+    shutil.rmtree(folder)
 
 
 @lru_cache(maxsize=1)
