@@ -144,6 +144,20 @@ def _schedule(options: Options) -> bool:
     return True
 
 
+def _learned(options: Options) -> bool:
+    from tools.tiny import learning
+
+    learning.draw(options.work, "tiny", ROOT / "docs" / "images", say)
+    return True
+
+
+def _card(options: Options) -> bool:
+    from tools.tiny import card
+
+    card.write_card(options.work, ROOT / "docs")
+    return True
+
+
 STEPS: dict[str, Callable[[Options], bool]] = {
     "art": _art,
     "pictures": _pictures,
@@ -159,7 +173,9 @@ STEPS: dict[str, Callable[[Options], bool]] = {
     "measure": _measure,
     "schedule": _schedule,
     "sheets": _sheets,
+    "card": _card,
     "export": _export,
+    "learned": _learned,
 }
 """Every step, in an order in which each finds what it needs. A step says whether it is done."""
 

@@ -28,7 +28,7 @@ from tools.tiny.concepts import Concept, held_out
 from tools.tiny.dataset import wardrobe_of
 from tools.tiny.instances import Wardrobe
 from tools.tiny.measure import GUIDANCE, SAMPLING_STEPS, instance_embed
-from tools.tiny.truth import depicted, references, true_picture
+from tools.tiny.truth import concept_images, depicted, references, true_picture
 from tools.tiny.vae import scaled
 
 PROMPTS = (
@@ -130,10 +130,7 @@ def trained_pictures(
 ) -> tuple[np.ndarray, float]:
     """Train the concept on the base model in the folder `model`; its pictures of `PROMPTS`, and the seconds it took."""
     shutil.rmtree(root, ignore_errors=True)
-    images = root.with_name(f"{root.name}-images")
-    images.mkdir(parents=True, exist_ok=True)
-    for number, (_, picture) in enumerate(references(concept, wardrobe)):
-        Image.fromarray(picture).save(images / f"{number}.png")
+    images = concept_images(concept, wardrobe, root.with_name(f"{root.name}-images"))
     init(root, images=[images], category=concept.thing.noun, model=str(model))
     started = time.monotonic()
     train(root, options=TrainOptions(fast=True, settings=trial.settings()))

@@ -83,6 +83,16 @@ def true_picture(concept: Concept, prompt: str, wardrobe: Wardrobe, seed: int = 
     return render(depicted(concept, prompt), wardrobe, rng)
 
 
+def concept_images(concept: Concept, wardrobe: Wardrobe, folder: Path) -> Path:
+    """The concept's references as files `<k>-<scene>.png` in `folder`, as a person would have them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for number, (scene, pixels) in enumerate(references(concept, wardrobe), 1):
+        Image.fromarray(pixels).save(folder / f"{number}-{scene.replace(' ', '-')}.png", optimize=True)
+    return folder
+
+
 def export_concepts(wardrobe: Wardrobe, prompts: Iterable[str], benchmark: Path, example: Path) -> None:
     """Write the test and tuning concepts to `benchmark` and the examples to `example`.
 
@@ -93,11 +103,7 @@ def export_concepts(wardrobe: Wardrobe, prompts: Iterable[str], benchmark: Path,
     for concept in held_out():
         is_example = concept.split == "example"
         folder = example / concept.thing.noun if is_example else benchmark / concept.split / concept.name / "images"
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("*.png"):
-            old.unlink()
-        for number, (scene, pixels) in enumerate(references(concept, wardrobe), 1):
-            Image.fromarray(pixels).save(folder / f"{number}-{scene.replace(' ', '-')}.png", optimize=True)
+        concept_images(concept, wardrobe, folder)
         if not is_example:
             truth = folder.parent / "truth"
             truth.mkdir(exist_ok=True)
