@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from tools.tiny import measure, schedule, sheets
+from tools.tiny import card, measure, schedule, sheets
 from tools.tiny.concepts import held_out
 from tools.tiny.dataset import COLOUR_NAMES, NOUN_NAMES, SCENE_NAMES, STYLE_NAMES, JudgeData
 from tools.tiny.judges import LABELS
@@ -134,3 +136,58 @@ def test_sheets_are_grids_with_lines_between():
     assert (sheet[:64, :64] == red).all()
     assert (sheet[64] == 255).all()
     assert (sheet[65:, 130:] == 255).all()
+
+
+def made_up_figures() -> dict[str, Any]:
+    """Figures of the form that `card.gather` gives."""
+    three = {"mean": 0.8, "min": 0.7, "max": 0.9}
+    seen = dict.fromkeys(("object", "scene", "style", "all three", "colour", "object, photos"), three)
+    judged = {"bundled judge": {"other art": three}, "instance encoder": {"other art": three}}
+    curve = [{"step": 50, "seconds": 60.0, "loss": 2.0}, {"step": 100, "seconds": 120.0, "loss": 1.0}]
+    return {
+        "prompts": {
+            "prompts": 504,
+            "steps": 25,
+            "guidance": 4.0,
+            "generated": seen,
+            "real": seen,
+            "chance": {"object": 0.04},
+        },
+        "autoencoder": {
+            "identity kept": {"bundled judge": 0.95},
+            "psnr on references": 27.0,
+            "psnr on new pictures": three,
+        },
+        "zero-shot": {"object": three, "chance": 0.042},
+        "ranking": judged,
+        "calibration": {"bundled judge": {"other objects": 0.1}, "text": {"its prompt": 0.4}},
+        "trainings": {"U-Net": {"steps": 100, "batch": 64, "curve": curve}},
+        "schedule": [{"trial": "paper", "identity": 0.5, "scene": 0.9, "style": 0.8, "object": 0.7, "both": 0.4}],
+    }
+
+
+def test_the_card_shows_every_figure():
+    shown = card.tables(made_up_figures())
+    for line in (
+        "| object | 0.800 (0.700 to 0.900) | 0.800 (0.700 to 0.900) | 0.040 |",
+        "| identity kept, bundled judge | 0.950 |",
+        "| other art | 0.800 (0.700 to 0.900) | 0.800 (0.700 to 0.900) |",
+        "| other objects | 0.100 |",
+        "| U-Net | 100 | 64 | 2 |",
+        "| paper | 0.5 | 0.9 | 0.8 | 0.7 | 0.4 |",
+    ):
+        assert line in shown
+
+
+def test_the_card_replaces_its_tables_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "gather", lambda work: made_up_figures())
+    page = tmp_path / "tiny.md"
+    page.write_text(f"# Before\n\n{card.BEGIN}\nold\n{card.END}\n\nafter\n")
+    for _ in range(2):
+        card.write_card(tmp_path, tmp_path)
+        assert (
+            page.read_text() == f"# Before\n\n{card.BEGIN}\n\n{card.tables(made_up_figures())}\n\n{card.END}\n\nafter\n"
+        )
+    page.write_text("no place")
+    with pytest.raises(ValueError, match="no place"):
+        card.write_card(tmp_path, tmp_path)
