@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from tools.tiny.concepts import withheld_art
 from tools.tiny.depiction import Depiction, Thing
 from tools.tiny.instances import Wardrobe, draw_instance, draw_wild
 from tools.tiny.objects import COLOURS, NOUNS
+from tools.tiny.processes import each_done
 from tools.tiny.render import render
 from tools.tiny.scenes import ALL_SCENES, PLAIN, SCENES
 from tools.tiny.styles import STYLES
@@ -152,10 +152,8 @@ def build_split(work: Path, split: str, seed: int, processes: int, say: Callable
     parts = folder / f"{split}-chunks"
     parts.mkdir(parents=True, exist_ok=True)
     chunks = SPLITS[split] // CHUNK
-    with get_context("spawn").Pool(processes) as pool:
-        jobs = [(work, split, seed, number) for number in range(chunks)]
-        for count, _ in enumerate(pool.imap_unordered(_render_chunk, jobs), 1):
-            say(f"{split}: {count * CHUNK:,} of {SPLITS[split]:,} pictures")
+    for count in each_done(_render_chunk, [(work, split, seed, number) for number in range(chunks)], processes):
+        say(f"{split}: {count * CHUNK:,} of {SPLITS[split]:,} pictures")
     pictures = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", np.uint8, (SPLITS[split], SIDE, SIDE, 3))
     for number in range(chunks):
         pictures[number * CHUNK : (number + 1) * CHUNK] = np.load(parts / f"{number:04}-pictures.npy")

@@ -56,9 +56,9 @@ def disturbed(pictures: Tensor, draw: Draw) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _pairs_by_noun(work: Path) -> list[np.ndarray]:
-    """The pairs of each noun."""
+    """The pairs of each noun that has any."""
     noun_of_pair = open_judge_data(work).labels["noun"][::2]
-    return [np.flatnonzero(noun_of_pair == k) for k in range(len(NOUN_NAMES))]
+    return [np.flatnonzero(noun_of_pair == noun) for noun in np.unique(noun_of_pair)]
 
 
 def _pixels(data: JudgeData, numbers: np.ndarray, draw: Draw) -> Tensor:

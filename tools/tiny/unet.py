@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from tools.tiny.clip import WIDTH
+from tools.tiny.processes import each_done
 from tools.tiny.tokenizer import encode, load_tokenizer
 from tools.tiny.training import Draw, Modules, Schedule, train
 from tools.tiny.vae import CHANNELS, LATENT, moments, scaled
@@ -101,9 +101,8 @@ def encode_pictures(work: Path, processes: int, say: Callable[[str], None]) -> N
     folder.mkdir(exist_ok=True)
     count = len(np.load(work / "pictures" / "train.npy", mmap_mode="r"))
     starts = range(0, count, CHUNK)
-    with get_context("spawn").Pool(processes) as pool:
-        for done, _ in enumerate(pool.imap_unordered(_encode_chunk, [(work, start) for start in starts]), 1):
-            say(f"latents: {done * CHUNK:,} of {count:,} pictures")
+    for done in each_done(_encode_chunk, [(work, start) for start in starts], processes):
+        say(f"latents: {min(done * CHUNK, count):,} of {count:,} pictures")
     part = work / "latents-part.npy"
     latents = np.lib.format.open_memmap(part, "w+", np.float16, (2, count, *LATENT))
     for start in starts:

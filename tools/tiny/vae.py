@@ -61,7 +61,7 @@ def opened(path: Path) -> np.ndarray:
 
 def scaled(pictures: np.ndarray) -> Tensor:
     """Pictures as the autoencoder takes them: uint8 [B, H, W, 3] -> float32 [B, 3, H, W] from -1 to 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def drawn_pictures(path: Path, draw: Draw) -> Tensor:
