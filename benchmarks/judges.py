@@ -2,7 +2,8 @@
 
 The classifier names object, scene, style and colour of a picture; the instance encoder embeds it so that pictures of
 one instance lie together, whatever its scene and style. Both are small convolutional networks, trained on the world's
-own pictures by `tools/tiny` and stored beside this file. They take pictures float32 `[b, 3, 64, 64]` in [-1, 1].
+own pictures by `tools/tiny`, whose `export` step stores them in `weights/` beside this file; no trained weights are
+published yet. They take pictures float32 `[b, 3, 64, 64]` in [-1, 1].
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _load(model: nn.Module, file: Path) -> None:
 
 
 def load_classifier(folder: Path = FOLDER) -> Classifier:
-    """The trained classifier, in float32, with the labels stored in its file."""
+    """The trained classifier, in float32, with its file's labels. Raises `FileNotFoundError` without weights."""
     file = folder / "classifier.safetensors"
     with safe_open(file, framework="pt") as stored:
         classifier = Classifier(json.loads(stored.metadata()["labels"]))
@@ -97,7 +98,7 @@ def load_classifier(folder: Path = FOLDER) -> Classifier:
 
 
 def load_instance_encoder(folder: Path = FOLDER) -> InstanceEncoder:
-    """The trained instance encoder, in float32."""
+    """The trained instance encoder, in float32. Raises `FileNotFoundError` without weights."""
     encoder = InstanceEncoder()
     _load(encoder, folder / "instance_encoder.safetensors")
     return encoder

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tools.tiny import card, measure, schedule, sheets
+from tools.tiny import canvas, card, measure, schedule
 from tools.tiny.concepts import held_out
-from tools.tiny.dataset import COLOUR_NAMES, NOUN_NAMES, SCENE_NAMES, STYLE_NAMES, JudgeData
-from tools.tiny.judges import LABELS
+from tools.tiny.dataset import ATTRIBUTES, COLOUR_NAMES, NOUN_NAMES, SCENE_NAMES, STYLE_NAMES, JudgeData
 from tools.tiny.truth import REFERENCE_SCENES, depicted
 
 from .test_world import wardrobe
@@ -40,13 +39,13 @@ def test_prompts_ask_for_every_noun_and_style_equally_often(wardrobe):
 class Reader(torch.nn.Module):
     """A classifier that reads the right answer off a picture's first pixels, written there by the test."""
 
-    labels = LABELS
+    labels = ATTRIBUTES
 
     def forward(self, pictures):
         codes = ((pictures[:, 0, 0, :4] + 1) * 127.5).round().long()  # [b, 4]
         return {
             name: torch.nn.functional.one_hot(codes[:, k].clamp(max=len(its) - 1), len(its))
-            for k, (name, its) in enumerate(LABELS.items())
+            for k, (name, its) in enumerate(ATTRIBUTES.items())
         }
 
 
@@ -131,7 +130,7 @@ def test_trials_multiply_the_papers_fast_rates():
 
 def test_sheets_are_grids_with_lines_between():
     red = np.full((64, 64, 3), (255, 0, 0), np.uint8)
-    sheet = np.array(sheets.grid([red] * 5, 3, enlarged=1))
+    sheet = np.array(canvas.grid([red] * 5, 3, enlarged=1))
     assert sheet.shape == (129, 194, 3)
     assert (sheet[:64, :64] == red).all()
     assert (sheet[64] == 255).all()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.judges import Classifier, InstanceEncoder
-from tools.tiny import clip, judges, unet, vae
+from tools.tiny import clip, dataset, judges, unet, vae
 from tools.tiny.captions import caption, vocabulary
 from tools.tiny.tokenizer import CAPTION_TOKENS, POSITIONS, build_tokenizer, encode
 from tools.tiny.training import Draw
@@ -106,8 +106,8 @@ def test_instances_contrast_by_hand(identity):
 
 def test_judges_take_pictures_and_give_what_they_say():
     pictures = torch.rand(3, 3, 64, 64) * 2 - 1
-    logits = Classifier(judges.LABELS)(pictures)
-    assert {name: its.shape for name, its in logits.items()} == {n: (3, len(v)) for n, v in judges.LABELS.items()}
+    logits = Classifier(dataset.ATTRIBUTES)(pictures)
+    assert {name: its.shape for name, its in logits.items()} == {n: (3, len(v)) for n, v in dataset.ATTRIBUTES.items()}
     embeddings = InstanceEncoder()(pictures)
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(3))
 

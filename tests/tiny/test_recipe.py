@@ -88,7 +88,7 @@ def test_every_step_makes_its_part_and_the_parts_make_a_pipeline(tmp_path: Path,
     check_latents(work, latents)
     check_export(work, tmp_path / "tiny")
     shown = load_classifier(tmp_path / "weights")(torch.zeros(1, 3, 64, 64))
-    assert {name: len(its[0]) for name, its in shown.items()} == {n: len(v) for n, v in judges.LABELS.items()}
+    assert {name: len(its[0]) for name, its in shown.items()} == {n: len(v) for n, v in dataset.ATTRIBUTES.items()}
     assert load_instance_encoder(tmp_path / "weights")(torch.zeros(2, 3, 64, 64)).shape == (2, 128)
 
 

@@ -7,6 +7,7 @@ spend itself on that and nobody would see it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -57,3 +58,15 @@ def noise(cells: int, rng: Rng) -> np.ndarray:
     """One field of smooth noise, `[SIDE, SIDE]`, mostly within [0, 1]; turned and flipped at random."""
     field = np.rot90(_noise_table(cells)[rng.integers(64)], int(rng.integers(4)))
     return field if rng.random() < 0.5 else field[:, ::-1]
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int, enlarged: int = 2) -> Image.Image:
+    """`pictures`, uint8 `[SIDE, SIDE, 3]` each, row by row, a white line between them."""
+    rows = -(-len(pictures) // columns)
+    step = SIDE + 1
+    whole = np.full((rows * step - 1, columns * step - 1, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = number // columns * step, number % columns * step
+        whole[top : top + SIDE, left : left + SIDE] = picture
+    sheet = Image.fromarray(whole)
+    return sheet.resize((sheet.width * enlarged, sheet.height * enlarged), Image.Resampling.NEAREST)

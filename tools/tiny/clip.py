@@ -21,11 +21,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from tools.tiny.captions import ordinary
 from tools.tiny.dataset import (
+    ATTRIBUTES,
     CAPTIONS_EACH,
-    COLOUR_NAMES,
     NOUN_NAMES,
-    SCENE_NAMES,
-    STYLE_NAMES,
     open_judge_data,
     open_split,
 )
@@ -38,7 +36,6 @@ WIDTH = 128
 BATCH = 128
 TEMPERATURE = 0.1
 """Of the contrast between instances: the softest at which instances of a category separate."""
-HEADS = {"noun": len(NOUN_NAMES), "colour": len(COLOUR_NAMES), "scene": len(SCENE_NAMES), "style": len(STYLE_NAMES)}
 
 
 def configuration(vocabulary: int) -> CLIPConfig:
@@ -71,7 +68,7 @@ def configuration(vocabulary: int) -> CLIPConfig:
 
 def build(vocabulary: int) -> dict[str, nn.Module]:
     """An untrained CLIP and its passing heads."""
-    heads = nn.ModuleDict({name: nn.Linear(WIDTH, count) for name, count in HEADS.items()})
+    heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(names)) for name, names in ATTRIBUTES.items()})
     return {"clip": CLIPModel(configuration(vocabulary)), "heads": heads}
 
 

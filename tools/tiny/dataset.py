@@ -42,6 +42,9 @@ NOUN_NAMES, COLOUR_NAMES, SCENE_NAMES, STYLE_NAMES = (
     list(STYLES),
 )
 
+ATTRIBUTES = {"noun": NOUN_NAMES, "colour": COLOUR_NAMES, "scene": SCENE_NAMES, "style": STYLE_NAMES}
+"""What a label says of a picture's main thing, by field: the names its indices stand for."""
+
 LABELS = np.dtype(
     [("noun", "i2"), ("colour", "i2"), ("scene", "i2"), ("style", "i2"), ("companion", "i2"), ("instance", "i4")]
 )

@@ -7,7 +7,6 @@ disturbed at random; what is theirs to ignore is never a reason to call a pictur
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -19,16 +18,10 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from benchmarks.judges import Classifier, InstanceEncoder
 from tools.tiny.clip import augmented, instance_contrast
-from tools.tiny.dataset import COLOUR_NAMES, NOUN_NAMES, SCENE_NAMES, STYLE_NAMES, JudgeData, open_judge_data
-from tools.tiny.training import Draw, Modules, Schedule, train
+from tools.tiny.dataset import ATTRIBUTES, JudgeData, open_judge_data
+from tools.tiny.training import Build, Draw, Loss, Modules, Schedule, train
 from tools.tiny.vae import scaled
 
-LABELS: Mapping[str, list[str]] = {
-    "noun": NOUN_NAMES,
-    "colour": COLOUR_NAMES,
-    "scene": SCENE_NAMES,
-    "style": STYLE_NAMES,
-}
 TEMPERATURE = 0.07
 PAIRS_A_NOUN = 4
 """Pairs of each noun drawn in a row: most of an instance's contrast is with others of its own category."""
@@ -99,7 +92,7 @@ def instance_loss(work: Path, modules: Modules, draw: Draw, progress: float) -> 
 
 def build_classifier() -> dict[str, nn.Module]:
     """An untrained classifier of the world's attributes."""
-    return {"classifier": Classifier(LABELS)}
+    return {"classifier": Classifier(ATTRIBUTES)}
 
 
 def build_instance_encoder() -> dict[str, nn.Module]:
@@ -107,30 +100,26 @@ def build_instance_encoder() -> dict[str, nn.Module]:
     return {"encoder": InstanceEncoder()}
 
 
-def _store(model: nn.Module, file: Path) -> None:
-    """In float16, with the labels."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def _trained(build: Build, loss: Loss, schedule: Schedule, folder: Path, file: Path, minutes: float | None) -> bool:
+    """Train, or continue; when done, write the one module to `file` in float16, with the labels' names."""
+    modules = train(build, loss, schedule, folder, minutes=minutes)
+    if modules is None:
+        return False
+    (model,) = modules.values()
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, file, {"labels": json.dumps(LABELS)})
+    save_file(tensors, file, {"labels": json.dumps(ATTRIBUTES)})
+    return True
 
 
 def train_classifier(work: Path, minutes: float | None = None) -> bool:
-    """Train, or continue; write `work/judges/classifier.safetensors` when done and say whether it is."""
-    folder = work / "judges"
-    modules = train(
-        build_classifier, partial(classifier_loss, work), CLASSIFIER_SCHEDULE, folder / "classifier", minutes=minutes
-    )
-    if modules is not None:
-        _store(modules["classifier"], folder / "classifier.safetensors")
-    return modules is not None
+    """Write `work/judges/classifier.safetensors` once it is trained, and say whether it is."""
+    folder, loss = work / "judges", partial(classifier_loss, work)
+    file = folder / "classifier.safetensors"
+    return _trained(build_classifier, loss, CLASSIFIER_SCHEDULE, folder / "classifier", file, minutes)
 
 
 def train_instance_encoder(work: Path, minutes: float | None = None) -> bool:
-    """Train, or continue; write `work/judges/instance_encoder.safetensors` when done and say whether it is."""
-    folder = work / "judges"
-    modules = train(
-        build_instance_encoder, partial(instance_loss, work), INSTANCE_SCHEDULE, folder / "encoder", minutes=minutes
-    )
-    if modules is not None:
-        _store(modules["encoder"], folder / "instance_encoder.safetensors")
-    return modules is not None
+    """Write `work/judges/instance_encoder.safetensors` once it is trained, and say whether it is."""
+    folder, loss = work / "judges", partial(instance_loss, work)
+    file = folder / "instance_encoder.safetensors"
+    return _trained(build_instance_encoder, loss, INSTANCE_SCHEDULE, folder / "encoder", file, minutes)

@@ -15,11 +15,11 @@ from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.methods import STAGE_NAMES
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.training import train
+from tools.tiny.canvas import grid
 from tools.tiny.concepts import Concept, held_out
 from tools.tiny.dataset import wardrobe_of
 from tools.tiny.export import load_pipeline
 from tools.tiny.measure import GUIDANCE, sample
-from tools.tiny.sheets import grid
 from tools.tiny.truth import concept_images, references, true_picture
 
 SHOWN = ("rocket", "frog")

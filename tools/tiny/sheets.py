@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tools.tiny.canvas import SIDE
+from tools.tiny.canvas import grid
 from tools.tiny.captions import ordinary
 from tools.tiny.concepts import held_out
 from tools.tiny.dataset import NOUN_NAMES, draw_pair, training_art, wardrobe_of
@@ -19,20 +19,6 @@ from tools.tiny.scenes import SCENES
 from tools.tiny.styles import STYLES
 from tools.tiny.truth import references
 from tools.tiny.vae import scaled
-
-ENLARGED = 2
-
-
-def grid(pictures: Sequence[np.ndarray], columns: int, enlarged: int = ENLARGED) -> Image.Image:
-    """`pictures`, uint8 `[SIDE, SIDE, 3]` each, row by row, a white line between them."""
-    rows = -(-len(pictures) // columns)
-    step = SIDE + 1
-    whole = np.full((rows * step - 1, columns * step - 1, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = number // columns * step, number % columns * step
-        whole[top : top + SIDE, left : left + SIDE] = picture
-    sheet = Image.fromarray(whole)
-    return sheet.resize((sheet.width * enlarged, sheet.height * enlarged), Image.Resampling.NEAREST)
 
 
 def world(work: Path) -> Image.Image:

@@ -97,7 +97,7 @@ def export_concepts(wardrobe: Wardrobe, prompts: Iterable[str], benchmark: Path,
     """Write the test and tuning concepts to `benchmark` and the examples to `example`.
 
     `<name>/images/<k>-<scene>.png` are the references, `<name>/truth/<k>.png` the true pictures of `prompts` in
-    their order. An example is `<noun>/<scene>.png`, references only.
+    their order. An example is `<noun>/<k>-<scene>.png`, references only.
     """
     listed = list(prompts)
     for concept in held_out():

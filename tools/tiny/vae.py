@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tools.tiny.canvas import grid
 from tools.tiny.training import Draw, Modules, Schedule, train
 
 CHANNELS = 8
@@ -243,15 +244,10 @@ def _batches(pictures: np.ndarray, size: int = 64) -> Iterator[Tensor]:
 @torch.no_grad()
 def sheet(vae: AutoencoderKL, pictures: np.ndarray) -> Image.Image:
     """Twenty-four pictures spread over a set, each row of originals above the row of its reconstructions."""
-    count = min(len(pictures), SHEET_COLUMNS * SHEET_ROWS)
+    count = SHEET_COLUMNS * SHEET_ROWS
     originals = np.array(pictures[np.linspace(0, len(pictures) - 1, count).astype(int)])
     made = decoded(vae, moments(vae, scaled(originals))[0]).clamp(-1, 1)
     made_pictures = ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    height, width = originals.shape[1:3]
-    whole = np.full((2 * SHEET_ROWS * height, SHEET_COLUMNS * width, 3), 255, np.uint8)
-    for place in range(count):
-        row, column = divmod(place, SHEET_COLUMNS)
-        for below, picture in enumerate((originals[place], made_pictures[place])):
-            top, left = (2 * row + below) * height, column * width
-            whole[top : top + height, left : left + width] = picture
-    return Image.fromarray(whole)
+    columns = SHEET_COLUMNS
+    pairs = [(originals[k : k + columns], made_pictures[k : k + columns]) for k in range(0, count, columns)]
+    return grid([picture for rows in pairs for row in rows for picture in row], columns, enlarged=1)
