@@ -214,7 +214,7 @@ TEXT_PHASE = Schedule(
     betas=(0.9, 0.98), ema_decay=0.997, seed=11,
 )  # fmt: skip
 IMAGE_PHASE = Schedule(
-    steps=10_000, batch_size=BATCH // 2, learning_rate=8e-4, warm_up=50, cool_down=3_000, weight_decay=0.05,
+    steps=7_000, batch_size=BATCH // 2, learning_rate=8e-4, warm_up=50, cool_down=2_500, weight_decay=0.05,
     betas=(0.9, 0.98), ema_decay=0.998, seed=12,
 )  # fmt: skip
 
