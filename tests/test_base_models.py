@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from attnbooth_cli.engine import base_models, hub, snapshots
+from attnbooth_cli.engine import base_models, hub, model_files
 from attnbooth_cli.engine.base_models import resolve, resolve_judge
 from attnbooth_cli.engine.catalogue import DEFAULT_MODEL, STABLE_DIFFUSION, STABLE_DIFFUSION_1, TINY, WITHDRAWN
 from attnbooth_cli.engine.identify import FileKind, identify_file
@@ -277,16 +277,16 @@ def test_pickles_in_a_folder_are_refused(tmp_path: Path) -> None:
 def test_pick_weights_prefers_full_precision_and_whole_sets() -> None:
     stem = "diffusion_pytorch_model"
     both = [f"{stem}.fp16.safetensors", f"{stem}.safetensors", f"{stem}.non_ema.safetensors", f"{stem}.bin"]
-    assert snapshots.pick_weights(stem, both) == snapshots.Weights((f"{stem}.safetensors",))
-    assert snapshots.pick_weights(stem, both[:1]) == snapshots.Weights((f"{stem}.fp16.safetensors",), "fp16")
-    assert snapshots.pick_weights(stem, [f"{stem}.non_ema.safetensors", f"{stem}.bin"]) is None
+    assert model_files.pick_weights(stem, both) == model_files.Weights((f"{stem}.safetensors",))
+    assert model_files.pick_weights(stem, both[:1]) == model_files.Weights((f"{stem}.fp16.safetensors",), "fp16")
+    assert model_files.pick_weights(stem, [f"{stem}.non_ema.safetensors", f"{stem}.bin"]) is None
     shards = [f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = f"{stem}.safetensors.index.json"
-    assert snapshots.pick_weights(stem, [*shards, index]) == snapshots.Weights((index, *shards))
-    assert snapshots.pick_weights(stem, [shards[0], index]) is None
-    assert snapshots.pick_weights(stem, shards) is None
+    assert model_files.pick_weights(stem, [*shards, index]) == model_files.Weights((index, *shards))
+    assert model_files.pick_weights(stem, [shards[0], index]) is None
+    assert model_files.pick_weights(stem, shards) is None
     for half in (f"{stem}-00001-of-00001.fp16.safetensors", f"{stem}.fp16-00001-of-00001.safetensors"):
-        picked = snapshots.pick_weights(stem, [half, f"{stem}.safetensors.index.fp16.json"])
+        picked = model_files.pick_weights(stem, [half, f"{stem}.safetensors.index.fp16.json"])
         assert picked is not None
         assert picked.variant == "fp16"
 
@@ -397,7 +397,7 @@ def test_single_file_fetches_the_configuration_once(
     web.add(repository, pipeline() | clutter())
     model = resolve(str(path), download=True)
     assert model.config is not None
-    assert snapshots.has_configs(model.config)
+    assert model_files.has_configs(model.config)
     assert model.prediction_type == "v_prediction"
     assert not [name for name in web.paths() if name.endswith((".safetensors", ".bin", ".ckpt"))]
     web.requests.clear()
@@ -486,7 +486,7 @@ def test_sharded_and_half_precision_weights(web: FakeHub) -> None:
 
 def test_half_precision_left_by_another_tool_is_completed(web: FakeHub) -> None:
     commit = web.add("a/b", pipeline() | weights(variant=".fp16"))
-    cache = snapshots.cache_folder() / "models--a--b" / "snapshots" / commit
+    cache = model_files.cache_folder() / "models--a--b" / "snapshots" / commit
     write(cache, texts() | weights(variant=".fp16"))
     assert resolve("a/b", revision=commit).variant == "fp16"
     assert resolve("a/b", revision=commit, download=True).variant is None
@@ -608,7 +608,7 @@ def test_old_id_is_replaced_by_its_copy(web: FakeHub) -> None:
 
 def test_old_id_in_the_cache_is_used_offline(web: FakeHub, go_offline: Any) -> None:
     write(
-        snapshots.cache_folder() / "models--stabilityai--stable-diffusion-2-1-base" / "snapshots" / ("c" * 40),
+        model_files.cache_folder() / "models--stabilityai--stable-diffusion-2-1-base" / "snapshots" / ("c" * 40),
         pipeline(),
     )
     for revision in (None, "c" * 40):

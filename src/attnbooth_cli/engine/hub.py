@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from attnbooth_cli.engine.hub_failures import explained, no_weights
-from attnbooth_cli.engine.snapshots import (
+from attnbooth_cli.engine.model_files import (
     CONFIGS,
     TOKENIZER_FILES,
     WEIGHTED,
+    JudgeKind,
     cache_folder,
     cached,
     has_configs,
     is_commit,
-    is_whole_judge,
     pick_weights,
     require_revision,
     weights_in,
@@ -106,8 +106,8 @@ def fetch_configs(repo_id: str, revision: str | None, say: Say) -> Path:
     return _download(repo_id, commit, texts)
 
 
-def fetch_judge(repo_id: str, revision: str | None, say: Say, *, bars: bool = False) -> Path:
-    """A CLIP model on disk, downloaded where it is not cached. The folder's name is the commit.
+def fetch_judge(repo_id: str, revision: str | None, kind: JudgeKind, say: Say, *, bars: bool = False) -> Path:
+    """A judge on disk, downloaded where it is not cached. The folder's name is the commit.
 
     Where `main` holds pickles only, the hub's own converted copy (a pull request of its bot) is used, and said.
 
@@ -115,26 +115,26 @@ def fetch_judge(repo_id: str, revision: str | None, say: Say, *, bars: bool = Fa
         BaseModelError: whatever keeps the files from arriving, or pickles only and no converted copy.
         ResourceError: the disk has no room, or the cache cannot be written.
     """
-    found = cached(repo_id, revision, is_whole_judge) if is_commit(revision) else None
+    found = cached(repo_id, revision, kind.is_whole) if is_commit(revision) else None
     if found is not None:
         return found
-    commit, sizes = _listing(repo_id, revision, "--clip")
+    commit, sizes = _listing(repo_id, revision, kind.option)
     picked = pick_weights("model", sizes)
-    if picked is None and revision is None and (conversion := _conversion(repo_id)):
-        commit, sizes = _listing(repo_id, conversion, "--clip")
+    if picked is None and revision is None and (conversion := _conversion(repo_id, kind.option)):
+        commit, sizes = _listing(repo_id, conversion, kind.option)
         picked = pick_weights("model", sizes)
         say(f"{repo_id} holds pickles only on its main branch; using the hub's safetensors copy in {conversion}")
     if picked is None:
-        raise no_weights(f"{repo_id} on the hub", "the model", sizes, option="--clip")
-    wanted = ("config.json", "preprocessor_config.json", *TOKENIZER_FILES)
+        raise no_weights(f"{repo_id} on the hub", "the model", sizes, option=kind.option)
+    wanted = ("config.json", "preprocessor_config.json", *(TOKENIZER_FILES if kind.reads_text else ()))
     names = [*(name for name in wanted if name in sizes), *picked.files]
     folder = cache_folder() / f"models--{repo_id.replace('/', '--')}" / "snapshots" / commit
     _announce(repo_id, commit, folder, names, sizes, say)
-    folder = _download(repo_id, commit, names, sizes, say, bars=bars, option="--clip")
-    if not is_whole_judge(folder):
+    folder = _download(repo_id, commit, names, sizes, say, bars=bars, option=kind.option)
+    if not kind.is_whole(folder):
         raise BaseModelError(
-            f"{repo_id} on the hub lacks a configuration, a preprocessor or a tokenizer",
-            "choose a CLIP model in the transformers layout with `--clip REF`",
+            f"{repo_id} on the hub lacks a configuration, a preprocessor{' or a tokenizer' if kind.reads_text else ''}",
+            f"choose a {kind.name} model in the transformers layout with `{kind.option} REF`",
         )
     return folder
 
@@ -234,11 +234,11 @@ def _quiet(bars: bool) -> Iterator[None]:
         enable_progress_bars()
 
 
-def _conversion(repo_id: str) -> str | None:
+def _conversion(repo_id: str, option: str) -> str | None:
     """The branch of the hub bot's pull request that adds safetensors weights, if there is one."""
     from huggingface_hub import HfApi
 
-    with explained(repo_id, None, option="--clip"):
+    with explained(repo_id, None, option=option):
         for thread in HfApi().get_repo_discussions(repo_id, author=_CONVERSION_BOT, discussion_type="pull_request"):
             if thread.author == _CONVERSION_BOT and thread.status != "closed":
                 return str(thread.git_reference)

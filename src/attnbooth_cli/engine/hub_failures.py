@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from attnbooth_cli.engine.snapshots import PICKLE_SUFFIXES, cache_folder, offline
+from attnbooth_cli.engine.model_files import PICKLE_SUFFIXES, cache_folder, offline
 from attnbooth_cli.errors import BaseModelError, BoothError
 
 _RETRY = "run the same command again: files that arrived whole are kept"
@@ -25,7 +25,7 @@ def not_cached(repo_id: str, revision: str | None, option: str = "--model") -> B
     return BaseModelError(
         f"{repo_id}{at} is not complete in the cache {cache_folder()}, and {why}",
         f"run {'`attnbooth init`' if option == '--model' else 'this command'} once with network access and without "
-        f"HF_HUB_OFFLINE, or give `{option}` a local folder or `tiny`",
+        f"HF_HUB_OFFLINE, or give `{option}` a local folder{'' if option == '--dino' else ' or `tiny`'}",
     )
 
 

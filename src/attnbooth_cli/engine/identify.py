@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from attnbooth_cli.engine import snapshots
+from attnbooth_cli.engine import model_files
 from attnbooth_cli.engine.catalogue import DEFAULT_MODEL
 from attnbooth_cli.errors import InputError
 
@@ -100,10 +100,10 @@ def identify(folder: Path, *, weights: bool = True) -> str:
     if channels != read_json(folder / "vae" / "config.json").get("latent_channels", 4):
         # More than the latents go in: a picture to edit, a mask, a depth map.
         raise _unsupported(folder, _CHANNELS.get(channels, f"a model whose U-Net takes {channels} channels"))
-    if not snapshots.has_configs(folder):
+    if not model_files.has_configs(folder):
         raise InputError(f"{folder} is incomplete: a configuration or the tokenizer is missing", USE_INSTEAD)
     if weights:
-        require_weights(folder, snapshots.WEIGHTED)
+        require_weights(folder, model_files.WEIGHTED)
     return FAMILY
 
 
@@ -113,7 +113,7 @@ def identify_file(path: Path) -> FileKind:
     Raises:
         InputError: a pickle, not a whole safetensors file, or not a Stable Diffusion 1.x or 2.x checkpoint.
     """
-    if path.suffix.lower() in snapshots.PICKLE_SUFFIXES:
+    if path.suffix.lower() in model_files.PICKLE_SUFFIXES:
         raise InputError(f"{path} is a pickle, which can run code and is never loaded", _CONVERT)
     if path.suffix.lower() != ".safetensors":
         raise InputError(f"{path} is not a .safetensors file", USE_INSTEAD)
@@ -147,7 +147,7 @@ def prediction_type(folder: Path) -> str:
     Raises:
         InputError: something the losses do not know.
     """
-    kind = read_json(folder / "scheduler" / snapshots.CONFIGS["scheduler"]).get("prediction_type", "epsilon")
+    kind = read_json(folder / "scheduler" / model_files.CONFIGS["scheduler"]).get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
         raise InputError(
             f"the scheduler in {folder} predicts {kind!r}, which is not supported", f"supported: {_PREDICTIONS}"
@@ -179,11 +179,11 @@ def require_weights(folder: Path, parts: Mapping[str, str]) -> None:
     for part, stem in parts.items():
         place = folder / part
         names = [path.name for path in place.iterdir()] if place.is_dir() else []
-        if (picked := snapshots.pick_weights(stem, names)) is not None:
+        if (picked := model_files.pick_weights(stem, names)) is not None:
             if empty := [name for name in picked.files if (place / name).stat().st_size == 0]:
                 raise InputError(f"{place / empty[0]} is empty", "copy or download the model again")
             continue
-        if any(name.endswith(snapshots.PICKLE_SUFFIXES) for name in names):
+        if any(name.endswith(model_files.PICKLE_SUFFIXES) for name in names):
             raise InputError(
                 f"the weights in {place} are pickles, which can run code and are never loaded; .safetensors are needed",
                 _CONVERT,

@@ -1,4 +1,4 @@
-"""Pipelines and CLIP models as files: which files one needs, whether a folder is whole, and what is cached of the hub.
+"""Pipelines and judges as files: which files one needs, whether a folder is whole, and what is cached of the hub.
 
 Only JSON, tokenizer text and `.safetensors` count as files of a model; pickles count as missing. No network, ever.
 Must import neither torch, diffusers nor transformers, and `huggingface_hub` only inside functions.
@@ -110,14 +110,35 @@ def is_whole_pipeline(folder: Path) -> bool:
     return has_configs(folder) and None not in weights_in(folder).values()
 
 
-def is_whole_judge(folder: Path) -> bool:
-    """Whether `folder` holds all files a CLIP model is loaded from."""
-    names = set(names_in(folder))
-    return (
-        {"config.json", "preprocessor_config.json"} <= names
-        and bool({"tokenizer.json", "vocab.json"} & names)
-        and pick_weights("model", names) is not None
-    )
+@dataclass(frozen=True)
+class JudgeKind:
+    """A kind of model that `eval` judges with.
+
+    Attributes:
+        model_type: As transformers names it in `config.json`.
+        option: The flag that names one.
+        reads_text: Whether it needs a tokenizer.
+        example: The one most papers use.
+    """
+
+    name: str
+    model_type: str
+    option: str
+    reads_text: bool
+    example: str
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether `folder` holds all files such a model is loaded from."""
+        names = set(names_in(folder))
+        return (
+            {"config.json", "preprocessor_config.json"} <= names
+            and (not self.reads_text or bool({"tokenizer.json", "vocab.json"} & names))
+            and pick_weights("model", names) is not None
+        )
+
+
+CLIP = JudgeKind("CLIP", "clip", "--clip", True, "openai/clip-vit-base-patch32")
+DINO = JudgeKind("DINO", "vit", "--dino", False, "facebook/dino-vits16")
 
 
 def cached(repo_id: str, revision: str | None = None, whole: Callable[[Path], bool] = is_whole_pipeline) -> Path | None:
