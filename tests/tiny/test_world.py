@@ -30,7 +30,7 @@ from tools.tiny.objects import (
 from tools.tiny.render import HEIGHTS, draw_pose, render
 from tools.tiny.scenes import ALL_SCENES, PLAIN, SCENES
 from tools.tiny.styles import STYLES
-from tools.tiny.truth import REFERENCE_SCENES, REFERENCES, depicted, references, true_picture
+from tools.tiny.truth import PROMPTS, REFERENCE_SCENES, REFERENCES, depicted, references, true_picture
 
 
 def sprite(art: str, noun: str, hue: tuple[int, int, int] = (200, 120, 60)) -> Sprite:
@@ -284,6 +284,33 @@ def test_prompts_are_read_back(prompt, scene, style, colour):
     depiction = depicted(concept, prompt)
     assert (depiction.scene, depiction.style, depiction.thing.colour) == (scene, style, colour)
     assert depiction.thing.instance.accent == concept.thing.instance.accent
+
+
+@pytest.mark.parametrize(
+    ("prompt", "size", "companion"),
+    [
+        ("a photo of a small red {} on a sandy beach", "small", None),
+        ("a close-up photo of a {} on the road", "large", None),
+        ("a photo of a {} next to a tree in the snow", None, ("tree", None)),
+        ("an oil painting of a {} beside a red mushroom in the forest", None, ("mushroom", "red")),
+        ("a photo of a huge blue {} and a teddy bear in the snow", None, ("teddy bear", None)),
+        ("a photo of a {} in a city", None, None),
+    ],
+)
+def test_sizes_and_companions_are_read_back(prompt, size, companion):
+    depiction = depicted(held_out()[0], prompt)
+    assert depiction.size == size
+    found = depiction.companion
+    assert (found and (found.noun, found.colour)) == companion
+    assert found is None or found.instance.art not in withheld_art()
+
+
+def test_every_prompt_that_is_exported_has_a_scene_of_its_own_or_none():
+    """All of them are in the grammar: what they name is found."""
+    complex_ones = PROMPTS[24:]
+    assert len(PROMPTS) == 36
+    assert all(depicted(held_out()[0], prompt, "").scene for prompt in PROMPTS)
+    assert sum(depicted(held_out()[0], prompt).companion is not None for prompt in complex_ones) == 10
 
 
 @given(depiction=depictions(), seed=st.integers(0, 2**32))

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from attnbooth_cli.engine.prompts import EVALUATION_PROMPTS
-from tools.tiny.concepts import Concept, held_out
-from tools.tiny.depiction import Depiction
-from tools.tiny.instances import Wardrobe
-from tools.tiny.objects import COLOURS
+from attnbooth_cli.engine.prompts import COMPLEX, EVALUATION
+from tools.tiny.captions import CLOSE_UP, RELATIONS
+from tools.tiny.concepts import Concept, held_out, withheld_art
+from tools.tiny.depiction import Depiction, Thing
+from tools.tiny.instances import Instance, Wardrobe
+from tools.tiny.objects import COLOURS, NOUNS, SIZES
 from tools.tiny.render import render
 from tools.tiny.scenes import ALL_SCENES
 from tools.tiny.styles import STYLES
@@ -31,8 +32,10 @@ REFERENCE_SCENES = (
 """Where references are taken, five scenes a concept; the other sixteen are new to whoever saw only those."""
 
 
-PROMPTS = EVALUATION_PROMPTS["tiny"]
-"""Prompts whose true pictures are exported: the engine's evaluation prompts in the world's own words."""
+PROMPTS = tuple(prompt for sets in (EVALUATION, COMPLEX) for its in sets["tiny"].values() for prompt in its)
+"""Prompts whose true pictures are exported: the engine's 24 and its 12 complex ones, in the world's own words."""
+COMPANION_ART = ("noto", "fluent-flat", "twemoji")
+"""Where a second thing that a prompt names gets its looks from."""
 
 
 def _rng(*key: int) -> np.random.Generator:
@@ -60,7 +63,8 @@ def _found(prompt: str, phrases: Mapping[str, Iterable[str]]) -> str | None:
 
 def depicted(concept: Concept, prompt: str, elsewhere: str = "white background") -> Depiction:
     """What `prompt`, with `{}` for the concept, should show: scene `elsewhere` where it names none, a photo
-    where it names no style; a colour before `{}` repaints the concept's base.
+    where it names no style; a colour before `{}` repaints the concept's base, a size resizes it, and a thing beside
+    it stands beside it.
 
     Raises `ValueError` if `{}` is not in the prompt.
     """
@@ -72,9 +76,25 @@ def depicted(concept: Concept, prompt: str, elsewhere: str = "white background")
     thing = concept.thing
     before = prompt.split("{}")[0].split()
     if before and before[-1] in COLOURS:
-        colour = before[-1]
+        colour = before.pop()
         thing = replace(thing, colour=colour, instance=replace(thing.instance, base=COLOURS[colour]))
-    return Depiction(thing, scene or elsewhere, style or "photo")
+    size = next((name for name, words in SIZES.items() if before and before[-1] in words), None)
+    if prompt.startswith(CLOSE_UP):
+        size = "large"
+    companion = _companion(prompt)
+    return Depiction(thing, scene or elsewhere, style or "photo", None if companion else size, companion)
+
+
+def _companion(prompt: str) -> Thing | None:
+    """The thing that `prompt` names beside the concept, in the looks of an art that training uses too."""
+    nouns, colours = ("|".join(map(re.escape, sorted(words, key=len, reverse=True))) for words in (NOUNS, COLOURS))
+    found = re.search(rf"\{{\}} (?:{'|'.join(RELATIONS)}) (?:an?|the) (?:({colours}) )?({nouns})\b", prompt)
+    if found is None:
+        return None
+    colour, noun = found.groups()
+    choices = (f"{art_set}/{name}" for name in NOUNS[noun] for art_set in COMPANION_ART)
+    art = next(art for art in choices if art not in withheld_art())
+    return Thing(noun, Instance(art, base=COLOURS[colour] if colour else None), colour)
 
 
 def true_picture(concept: Concept, prompt: str, wardrobe: Wardrobe, seed: int = 0) -> np.ndarray:
