@@ -107,12 +107,20 @@ SAMPLING_STEPS = 2
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Makes the sample pictures of training in `SAMPLING_STEPS` steps: they are most of a short run's time."""
-    from attnbooth_cli.engine import training
+    from attnbooth_cli.engine import session
 
-    original = training.sampling_settings
+    original = session.sampling_settings
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "sampling_settings", lambda *a: replace(original(*a), steps=SAMPLING_STEPS))
+        patch.setattr(session, "sampling_settings", lambda *a: replace(original(*a), steps=SAMPLING_STEPS))
         yield
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the pictures `eval` scores in three steps, whatever its protocol says and records."""
+    from attnbooth_cli.engine import gallery, sampling
+
+    monkeypatch.setattr(gallery, "sample", lambda c, r, s: sampling.sample(c, r, replace(s, steps=3)))
 
 
 @pytest.fixture

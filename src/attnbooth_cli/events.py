@@ -83,6 +83,16 @@ class Checkpointed:
 
 
 @dataclass(frozen=True)
+class Snapshotted:
+    """The concept as it is at this step was kept in the folder `path`."""
+
+    name: ClassVar[str] = "snapshot"
+    stage: str
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
 class Sampled:
     """A picture was made from the current state."""
 
@@ -132,7 +142,18 @@ class Advanced:
     what: str = "pictures"
 
 
-Event = Started | StageStarted | StageFinished | Stepped | Checkpointed | Sampled | Finished | Warned | Advanced
+Event = (
+    Started
+    | StageStarted
+    | StageFinished
+    | Stepped
+    | Checkpointed
+    | Snapshotted
+    | Sampled
+    | Finished
+    | Warned
+    | Advanced
+)
 
 
 Emit = Callable[[Event], None]

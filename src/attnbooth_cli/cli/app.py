@@ -17,6 +17,7 @@ from attnbooth_cli.cli.generate import generate
 from attnbooth_cli.cli.init import init
 from attnbooth_cli.cli.inspect_attn import inspect_attn
 from attnbooth_cli.cli.status import status
+from attnbooth_cli.cli.take import take
 from attnbooth_cli.cli.train import resume, train
 from attnbooth_cli.errors import BoothError, InputError
 
@@ -52,6 +53,7 @@ app.command("resume")(resume)
 app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("inspect-attn")(inspect_attn)
+app.command("take")(take)
 app.command("status")(status)
 
 

@@ -13,6 +13,7 @@ from attnbooth_cli.events import (
     Event,
     Finished,
     Sampled,
+    Snapshotted,
     StageFinished,
     StageStarted,
     Started,
@@ -21,7 +22,9 @@ from attnbooth_cli.events import (
 )
 
 LINES_PER_STAGE = 5
-"""How many progress lines a stage gets where there are no bars."""
+"""How many progress lines a stage, or many pictures, get where there are no bars."""
+MANY = 20
+"""Of fewer pictures, none."""
 
 
 @contextmanager
@@ -88,10 +91,14 @@ class _Lines:
                     say(line)
             case Stepped() if event.step == event.steps or event.step % max(1, event.steps // LINES_PER_STAGE) == 0:
                 say(f"{event.stage} {event.step}/{event.steps}: {losses(event)}, {event.seconds:.2f} s a step")
-            case Checkpointed() if self.console.verbose:
+            case Checkpointed() | Snapshotted() if self.console.verbose:
                 say(f"saved {event.path}")
             case Sampled():
                 say(f"sample: {event.path}")
+            case Advanced(done=done, total=total) if (
+                done and total >= MANY and done % -(-total // LINES_PER_STAGE) == 0
+            ):
+                say(f"{event.what} {done}/{total}")
             case StageFinished():
                 say(f"{event.stage} finished in {duration(event.seconds)}")
             case Warned():
@@ -115,7 +122,7 @@ class _Bars:
                 self.task = self.progress.add_task(event.stage, total=event.steps, completed=event.step, losses="")
             case Stepped():
                 self.progress.update(self.task, completed=event.step, losses=losses(event))
-            case Checkpointed() if self.console.verbose:
+            case Checkpointed() | Snapshotted() if self.console.verbose:
                 say(f"saved {event.path}")
             case Sampled():
                 say(f"sample: {event.path}")
@@ -124,7 +131,7 @@ class _Bars:
             case Advanced():
                 if self.task is None:
                     self.task = self.progress.add_task(event.what, total=event.total, losses="")
-                self.progress.update(self.task, completed=event.done)
+                self.progress.update(self.task, completed=event.done, total=event.total)
             case Finished():
                 self.progress.refresh()
 

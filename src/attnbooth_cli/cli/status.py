@@ -30,10 +30,12 @@ def status(
         for run in facts["runs"]:
             stages = ", ".join(run["stages"]) or "no stage finished"
             saved = f", checkpoint {run['checkpoints'][-1]}" if run["checkpoints"] else ""
-            console.result(f"  run {run['name']}: {run['status']} ({stages}{saved})")
+            kept = f", {len(run['snapshots'])} snapshots" if run["snapshots"] else ""
+            console.result(f"  run {run['name']}: {run['status']} ({stages}{saved}{kept})")
         if facts["concept"]:
             concept = facts["concept"]
-            console.result(f"  concept from run {concept['run']}: {concept['token']}, a {concept['category']}")
+            at = f" at step {concept['step']} of stage {concept['stages'][-1]}" if concept["step"] is not None else ""
+            console.result(f"  concept from run {concept['run']}{at}: {concept['token']}, a {concept['category']}")
         console.result(f"  {facts['samples']} samples")
         console.result(f"next: {facts['next']}")
 

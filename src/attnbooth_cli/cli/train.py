@@ -50,6 +50,10 @@ def train(
     sample_every: Annotated[
         int | None, typer.Option(min=0, help="A sample picture every N steps. [env: ATTNBOOTH_TRAIN_SAMPLE_EVERY]")
     ] = None,
+    snapshot_every: Annotated[
+        int | None,
+        typer.Option(min=0, help="Keep the concept every N steps, for eval. [env: ATTNBOOTH_TRAIN_SNAPSHOT_EVERY]"),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, such as train.unet.steps=300; may be repeated.")
     ] = None,
@@ -81,6 +85,7 @@ def train(
         precision=precision,
         save_precision=save_precision,
         sample_every=sample_every,
+        snapshot_every=snapshot_every,
         settings=tuple(settings or ()),
     )
     declaration = Declaration(category, model, token, resolution)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,13 @@ class Card:
 
     Attributes:
         folder: Where the concept's files are.
+        step: Steps done of the last of `stages`.
     """
 
     folder: Path
     placeholder: Placeholder
     stages: tuple[StageName, ...]
+    step: int
     smoke: bool
     run: str
     document: dict[str, Any]
@@ -64,78 +67,108 @@ class Card:
             )
         return wanted
 
+    def steps(self, stage: StageName) -> int:
+        """How many steps of a stage this concept has seen."""
+        return self.step if stage == self.stages[-1] else _planned_steps(self.document, stage)
 
-def publish(
-    project: Project,
-    run: str,
-    plan: Plan,
-    base: dict[str, Any],
-    stages: tuple[StageName, ...],
-    components: Components,
-    concept: Placeholder,
-    rows: Tensor,
-    attention: dict[str, Tensor],
-) -> None:
-    """Replaces `concept/` by this result; the old one stays whole until the new one is durable.
 
-    Args:
+@dataclass(frozen=True)
+class Result:
+    """What a run has learned so far.
+
+    Attributes:
         base: The base model as recorded in the card.
-        stages: The stages that were trained.
+        stages: The stages that were trained, the last one for `step` steps.
         rows: [n, d], the embedding rows of [V].
         attention: The tensors stage `attention` changed, as it left them; empty if it did not run.
+    """
+
+    run: str
+    plan: Plan
+    base: dict[str, Any]
+    stages: tuple[StageName, ...]
+    step: int
+    components: Components
+    placeholder: Placeholder
+    rows: Tensor
+    attention: dict[str, Tensor]
+
+
+def publish(place: Path, result: Result) -> None:
+    """Replaces the concept in `place` by this result; the old one stays whole until the new one is durable.
 
     Raises:
         ResourceError: it cannot be written.
     """
+    plan, unet = result.plan, result.components.unet
     dtype = torch.float16 if plan.save_precision == "float16" else torch.float32
-    with durable.new_directory(project.concept) as folder:
-        write_tensors(folder / EMBEDDINGS, {concept.token: rows.detach().float()})
-        if attention:
+    with durable.new_directory(place) as folder:
+        write_tensors(folder / EMBEDDINGS, {result.placeholder.token: result.rows.detach().float()})
+        if result.attention:
             (folder / ATTENTION).parent.mkdir()
-            write_tensors(folder / ATTENTION, {name: tensor.to(dtype) for name, tensor in attention.items()})
-        if "unet" in stages:
-            components.unet.save_config(folder / "unet")
-            write_tensors(
-                folder / UNET, {name: tensor.to(dtype) for name, tensor in components.unet.state_dict().items()}
-            )
+            write_tensors(folder / ATTENTION, {name: tensor.to(dtype) for name, tensor in result.attention.items()})
+        if "unet" in result.stages:
+            unet.save_config(folder / "unet")
+            write_tensors(folder / UNET, {name: tensor.to(dtype) for name, tensor in unet.state_dict().items()})
         document = {
             "schema": SCHEMA,
             "attnbooth": __version__,
             "created": now(),
-            "run": run,
+            "run": result.run,
             "smoke": plan.smoke,
             "name": plan.concept.name,
             "category": plan.concept.category,
-            "token": concept.token,
-            "tokens": list(concept.tokens),
-            "prompt": f"a photo of a {concept.token} {plan.concept.category}",
-            "base": base,
-            "stages": list(stages),
+            "token": result.placeholder.token,
+            "tokens": list(result.placeholder.tokens),
+            "prompt": f"a photo of a {result.placeholder.token} {plan.concept.category}",
+            "base": result.base,
+            "stages": list(result.stages),
+            "step": result.step,
             "plan": {key: value for key, value in dataclasses.asdict(plan).items() if key != "origins"},
             "digest": plan.digest,
-            "files": {
-                str(path.relative_to(folder).as_posix()): {
-                    "size": path.stat().st_size,
-                    "sha256": durable.sha256(path),
-                }
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            },
         }
+        durable.write_json(folder / CARD, {**document, "files": _listed(folder)})
+
+
+def publish_again(place: Path, card: Card, stage: StageName) -> None:
+    """Replaces the concept in `place` by another on disk, as that was after `stage`.
+
+    Raises:
+        DamagedError: the other is not whole.
+        ResourceError: it cannot be written.
+    """
+    verify(card, f"restore it from a copy, or delete {card.folder}")
+    files = {"embedding": (EMBEDDINGS,), "attention": (EMBEDDINGS, ATTENTION)}.get(stage, tuple(card.document["files"]))
+    stages = card.stages[: card.stages.index(stage) + 1]
+    with durable.new_directory(place) as folder:
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(card.folder / name, folder / name)
+        document = {**card.document, "stages": list(stages), "step": card.steps(stage), "files": _listed(folder)}
         durable.write_json(folder / CARD, document)
 
 
 def read_card(project: Project) -> Card:
-    """Reads `concept.json`.
+    """Reads the card of a project's concept.
 
     Raises:
         InputError: nothing was trained yet, or a newer version wrote it.
         DamagedError: it is not a concept's card.
     """
     folder = durable.present(project.concept)
-    path = folder / CARD
     if not folder.exists():
         raise InputError(f"{project.root} has no trained concept yet", f"attnbooth train {project.root}")
+    return open_card(folder, f"attnbooth train {project.root} --restart")
+
+
+def open_card(folder: Path, remedy: str) -> Card:
+    """Reads the card of a concept in any folder.
+
+    Raises:
+        InputError: a newer version wrote it.
+        DamagedError: it is not a concept's card; `remedy` is what to do then.
+    """
+    path = folder / CARD
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] > SCHEMA:
@@ -143,24 +176,36 @@ def read_card(project: Project) -> Card:
         stages = tuple(stage for stage in STAGE_NAMES if stage in document["stages"])
         if not stages:
             raise ValueError("no stage")
+        step = int(document["step"]) if "step" in document else _planned_steps(document, stages[-1])
         concept = placeholder(document["token"], len(document["tokens"]), document["category"])
-        return Card(folder, concept, stages, bool(document["smoke"]), str(document["run"]), document)
+        return Card(folder, concept, stages, step, bool(document["smoke"]), str(document["run"]), document)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} cannot be read ({error})", f"attnbooth train {project.root} --restart") from None
+        raise DamagedError(f"{path} cannot be read ({error})", remedy) from None
 
 
-def verify(project: Project, card: Card) -> None:
-    """Checks every file of the concept against its recorded hash.
+def _planned_steps(document: dict[str, Any], stage: StageName) -> int:
+    return next(int(planned["steps"]) for planned in document["plan"]["stages"] if planned["name"] == stage)
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files below a folder with sizes and hashes."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def verify(card: Card, remedy: str) -> None:
+    """Checks every file of a concept against its recorded hash.
 
     Raises:
-        DamagedError: one is missing or different.
+        DamagedError: one is missing or different; `remedy` is what to do then.
     """
     for name, expected in card.document.get("files", {}).items():
         path = card.folder / name
         if ".." in Path(name).parts or not path.is_file() or durable.sha256(path) != expected["sha256"]:
-            raise DamagedError(
-                f"{path} is missing or damaged", f"restore it from a copy, or attnbooth train {project.root} --restart"
-            )
+            raise DamagedError(f"{path} is missing or damaged", remedy)
 
 
 def apply(project: Project, card: Card, stage: StageName, components: Components) -> None:
@@ -169,7 +214,7 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
     Raises:
         DamagedError: files are missing, damaged, or do not fit this base model.
     """
-    verify(project, card)
+    verify(card, f"restore it from a copy, or attnbooth train {project.root} --restart")
     (encoder,) = components.text_encoders
     add_placeholder(encoder.tokenizer, encoder.model, card.placeholder)
     (rows,) = read_tensors(card.folder / EMBEDDINGS).values()

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "train.save_precision": "float16",  # of concept/unet; checkpoints are always float32
     "train.checkpoint_every": 50,
     "train.sample_every": 0,  # 0: only at the end of each stage
+    "train.snapshot_every": 0,  # 0: none; the end of each stage is kept in any case
     "train.micro_batch_size": 0,  # 0: the whole batch at once
     "train.gradient_checkpointing": False,
     "train.regulariser": True,
@@ -43,9 +44,16 @@ DEFAULTS: dict[str, Any] = {
 _STAGE_KEYS = ("enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight")
 _PLAIN_KEYS = (
     "method", "schedule", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
-    "sample_every", "micro_batch_size", "gradient_checkpointing", "regulariser", "augmentation", "augmentation_pool",
+    "sample_every", "snapshot_every", "micro_batch_size", "gradient_checkpointing", "regulariser", "augmentation",
+    "augmentation_pool",
 )  # fmt: skip
-_NOT_IDENTITY = {"schedule", "device", "checkpoint_every", "sample_every", "micro_batch_size", "gradient_checkpointing"}
+_NOT_IDENTITY = {
+    "schedule", "device", "checkpoint_every", "sample_every", "snapshot_every", "micro_batch_size",
+    "gradient_checkpointing",
+}  # fmt: skip
+
+_SPOKEN = ("command line", "--set")
+"""Origins that are said with a command, not written down somewhere."""
 
 SMOKE_STEPS = 2
 SMOKE_BATCH_SIZE = 2
@@ -98,6 +106,7 @@ class Plan:
     save_precision: Literal["float16", "float32"]
     checkpoint_every: int
     sample_every: int
+    snapshot_every: int
     micro_batch_size: int
     gradient_checkpointing: bool
     regulariser: bool
@@ -245,6 +254,14 @@ def settings_of(plan: Plan) -> dict[str, tuple[Any, str]]:
     return {key: (value, plan.origins[key]) for key, value in table.items()}
 
 
+def continued(recorded: Plan, asked: Plan) -> Plan:
+    """A run's own plan, with what was said anew on the command line and does not decide what is learned."""
+    said = {key: f"train.{key}" for key in sorted(_NOT_IDENTITY - {"schedule"})}
+    changes = {key: getattr(asked, key) for key, name in said.items() if asked.origins[name] in _SPOKEN}
+    origins = {name: asked.origins[name] for key, name in said.items() if key in changes}
+    return dataclasses.replace(recorded, **changes, origins={**recorded.origins, **origins})
+
+
 def differences(old: Plan, new: Plan) -> tuple[str, ...]:
     """What makes `new` another experiment than `old`, one phrase per setting."""
     before, after = old.identity, new.identity
@@ -321,7 +338,7 @@ def _flags_layer(flags: Mapping[str, Any]) -> Layer:
     values: dict[str, Any] = {}
     for key, value in given.items():
         values |= _checked({key: value}, "--" + key.removeprefix("train.").replace("_", "-"))
-    return Layer("command line", values)
+    return Layer(_SPOKEN[0], values)
 
 
 def _assignments_layer(assignments: Sequence[str]) -> Layer:
@@ -338,7 +355,7 @@ def _assignments_layer(assignments: Sequence[str]) -> Layer:
                 f"did you mean {near[0]}?" if near else "attnbooth train --dry-run lists every setting",
             )
         values |= _checked({key: _parse(text.strip())}, f"--set {assignment}")
-    return Layer("--set", values)
+    return Layer(_SPOKEN[1], values)
 
 
 def setting_keys() -> tuple[str, ...]:

@@ -29,11 +29,12 @@ class TrainOptions:
     precision: str | None = None
     save_precision: str | None = None
     sample_every: int | None = None
+    snapshot_every: int | None = None
     settings: tuple[str, ...] = ()
 
     def flags(self) -> dict[str, object]:
         """The flags as settings."""
-        names = ("method", "seed", "device", "precision", "save_precision", "sample_every")
+        names = ("method", "seed", "device", "precision", "save_precision", "sample_every", "snapshot_every")
         return {f"train.{name}": getattr(self, name) for name in names}
 
 
@@ -114,6 +115,12 @@ def weights_sha256(base: BaseModel) -> str:
     plain = [path for path in files if base.variant or (".fp16." not in path.name and ".non_ema." not in path.name)]
     digests = [durable.sha256(path) for path in plain]
     return digests[0] if len(digests) == 1 else durable.sha256_of_text("\n".join(digests))
+
+
+def all_weights_sha256(base: BaseModel) -> str:
+    """SHA-256 over every weight file of a base model: whether two copies of it make the same pictures."""
+    files = [base.path] if base.kind == "file" else sorted(base.path.glob("*/*.safetensors"))
+    return durable.sha256_of_text("\n".join(durable.sha256(path) for path in files))
 
 
 def base_of_plan(plan: Plan) -> BaseModel:

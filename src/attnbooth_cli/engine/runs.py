@@ -54,6 +54,11 @@ class RunFolder:
         return self.root / "stages"
 
     @property
+    def snapshots(self) -> Path:
+        """The concept as it was on the way."""
+        return self.root / "snapshots"
+
+    @property
     def events(self) -> Path:
         """Everything the run reported, one JSON object a line."""
         return self.root / "events.jsonl"

@@ -29,12 +29,23 @@ def project_status(root: Path | str) -> dict[str, Any]:
         "base_model": manifest.base.model,
         "pictures": sum(1 for path in (project.root / manifest.concept.images).glob("*") if path.is_file()),
         "runs": [
-            {**dataclasses.asdict(run), "checkpoints": _checkpoints(project.runs / run.name)} for run in state.runs
+            {
+                **dataclasses.asdict(run),
+                "checkpoints": _checkpoints(project.runs / run.name),
+                "snapshots": _snapshots(project.runs / run.name),
+            }
+            for run in state.runs
         ],
-        "concept": {key: card.get(key) for key in ("run", "stages", "smoke", "token", "category")} if card else None,
+        "concept": {key: card.get(key) for key in ("run", "stages", "step", "smoke", "token", "category")}
+        if card
+        else None,
         "samples": len(samples),
         "next": generate if card and not state.unfinished else train,
     }
+
+
+def _snapshots(run: Path) -> list[str]:
+    return sorted(path.parent.name for path in run.glob("snapshots/*/concept.json"))
 
 
 def _checkpoints(run: Path) -> list[str]:

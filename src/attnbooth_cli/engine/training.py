@@ -6,19 +6,15 @@ A run is a folder `runs/NAME`: the plan it follows, its events, its checkpoints 
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attnbooth_cli.engine import checkpoint, concept
-from attnbooth_cli.engine.attention import fused
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.checkpoint import Checkpoint
@@ -31,9 +27,9 @@ from attnbooth_cli.engine.devices import (
     resolve_precision,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
-from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, run_stage, trainable_parameters
+from attnbooth_cli.engine.loop import Subject, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
-from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan
+from attnbooth_cli.engine.plan import Plan, continued
 from attnbooth_cli.engine.preparation import (
     TrainOptions,
     base_of_plan,
@@ -50,34 +46,24 @@ from attnbooth_cli.engine.runs import (
     record,
     run_to_continue,
 )
-from attnbooth_cli.engine.sampling import Request, SamplingSettings, is_black, sample
+from attnbooth_cli.engine.session import Session, ShouldStop
 from attnbooth_cli.engine.tokens import add_placeholder, category_pieces, placeholder, write_rows
 from attnbooth_cli.engine.trial import estimate_seconds
-from attnbooth_cli.engine.weights import all_finite
-from attnbooth_cli.errors import DamagedError, DivergedError, InputError, StoppedError
+from attnbooth_cli.errors import DamagedError, DivergedError, InputError
 from attnbooth_cli.events import (
     Checkpointed,
     Emit,
     Finished,
-    Sampled,
     StageFinished,
     StageStarted,
     Started,
-    Stepped,
     Warned,
     ignore,
 )
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
-from attnbooth_cli.project.samples import save_picture
 from attnbooth_cli.project.state import Run, State, read_json_object, read_state
-
-SAMPLE_PROMPT = "a photo of a {} on the beach"
-"""The picture made at the end of each stage: the concept somewhere it was not photographed (our choice)."""
-
-ShouldStop = Callable[[], int]
-"""Returns the number of the signal that asked to stop, 0 for none."""
 
 
 def train(
@@ -124,7 +110,10 @@ def train(
         if run.status == "done" and wanted <= set(run.stages) and is_current(project, run):
             emit(_nothing_to_do(project, run))
             return project
-        _execute(project, prepared.manifest, run, prepared.base, until, emit, should_stop, pool or ComponentPool())
+        as_asked = continued(read_plan(RunFolder(project, run.name)), plan)
+        _execute(
+            project, prepared.manifest, run, as_asked, prepared.base, until, emit, should_stop, pool or ComponentPool()
+        )
     return project
 
 
@@ -162,120 +151,15 @@ def resume(
             emit(_nothing_to_do(project, run))
             return project
         base = base_of_plan(plan)
-        _execute(project, manifest, run, base, until, emit, should_stop, pool or ComponentPool())
+        _execute(project, manifest, run, plan, base, until, emit, should_stop, pool or ComponentPool())
     return project
-
-
-@dataclass
-class _Session:
-    """The live state of one run: what the hooks between the steps need."""
-
-    folder: RunFolder
-    plan: Plan
-    base: BaseModel
-    subject: Subject
-    accelerator: Any
-    emit: Emit
-    should_stop: ShouldStop
-    samples: list[str]
-
-    @property
-    def project(self) -> Project:
-        return self.folder.project
-
-    def after_step(self, progress: Progress) -> None:
-        """Reports; saves when it is time or a signal asks for it; makes the pictures asked for on the way."""
-        stage, step = progress.stage, progress.step
-        last = step == stage.steps
-        self.emit(
-            Stepped(
-                stage.name,
-                step,
-                stage.steps,
-                progress.losses.diffusion,
-                progress.losses.attention,
-                progress.seconds,
-            )
-        )
-        stop = self._agreed_stop()
-        due = self.plan.checkpoint_every and step % self.plan.checkpoint_every == 0
-        if not last and (due or stop):
-            self._save(progress)
-        if stop and not last:
-            self.stop(stop)
-        if not last and self.plan.sample_every and step % self.plan.sample_every == 0:
-            self.sample(stage, step)
-
-    def stop(self, signal_number: int) -> NoReturn:
-        """Ends the run after a signal; the state is saved already."""
-        raise StoppedError("everything is saved", f"attnbooth resume {self.project.root}", signal_number)
-
-    def stop_if_asked(self) -> None:
-        """`stop` if a signal arrived."""
-        if signal_number := self._agreed_stop():
-            self.stop(signal_number)
-
-    def _agreed_stop(self) -> int:
-        """The signal any process received: all of them must stop at the same step."""
-        mine = torch.tensor([self.should_stop()], device=self.accelerator.device)
-        if self.accelerator.num_processes == 1:
-            return int(mine)
-        return int(self.accelerator.reduce(mine, reduction="max"))
-
-    def _save(self, progress: Progress) -> None:
-        stage, step = progress.stage, progress.step
-        if not all_finite(progress.parameters):
-            raise diverged(stage, step, "a trained weight")
-        if self.accelerator.is_main_process:
-            saved = checkpoint.save(
-                self.folder.checkpoints / checkpoint.checkpoint_name(stage.name, step),
-                stage.name,
-                step,
-                {"weights": progress.parameters, "optimizer": optimizer_tensors(progress)},
-                progress.scaler.state_dict() if progress.scaler is not None else None,
-            )
-            checkpoint.prune(self.folder.checkpoints, saved.folder)
-            self.emit(Checkpointed(stage.name, step, str(saved.folder)))
-        self.accelerator.wait_for_everyone()
-
-    def sample(self, stage: Stage, step: int) -> None:
-        """Makes one picture from the current weights (main process only)."""
-        if self.accelerator.is_main_process:
-            components, placeholder_ = self.subject.components, self.subject.placeholder
-            (encoder,) = components.text_encoders
-            write_rows(encoder.tokenizer, encoder.model, placeholder_, self.subject.rows)
-            settings = sampling_settings(self.base, self.plan)
-            request = Request(placeholder_.prompt(SAMPLE_PROMPT), self.plan.seed)
-            with fused(components.unet), self.accelerator.autocast():
-                (picture,) = sample(components, [request], settings)
-            if is_black(picture):
-                self.emit(Warned(f"the sample after step {step} of stage {stage.name} is all black"))
-            name = f"{self.folder.name}-{stage.name}" + ("" if step == stage.steps else f"-{step:06d}")
-            metadata = {
-                "prompt": request.prompt,
-                "seed": request.seed,
-                **dataclasses.asdict(settings),
-                "run": self.folder.name,
-                "stage": stage.name,
-                "step": step,
-                "smoke": self.plan.smoke,
-            }
-            path = save_picture(self.project.samples, name, picture, metadata)
-            self.samples.append(str(path))
-            self.emit(Sampled(stage.name, step, str(path), request.prompt, request.seed))
-        self.accelerator.wait_for_everyone()
-
-
-def sampling_settings(base: BaseModel, plan: Plan) -> SamplingSettings:
-    """How training samples are made: the base model's own defaults, four steps for a smoke test."""
-    steps = SMOKE_SAMPLING_STEPS if plan.smoke else base.entry.sampling_steps
-    return SamplingSettings(steps, base.entry.guidance, plan.resolution, plan.resolution)
 
 
 def _execute(
     project: Project,
     manifest: Manifest,
     run: Run,
+    plan: Plan,
     base: BaseModel,
     until: StageName | None,
     emit: Emit,
@@ -285,7 +169,6 @@ def _execute(
     """Runs every stage that is still to do, then publishes."""
     started = time.monotonic()
     folder = RunFolder(project, run.name)
-    plan = read_plan(folder)
     picture_paths = check_pictures_of_plan(project, manifest, plan)
     emit = logged(folder, emit) if is_main_process() else ignore
     device = resolve_device(plan.device)
@@ -294,7 +177,7 @@ def _execute(
     _require_space(folder, plan, components)
     subject = _subject(components.to(accelerator.device), plan)
     source = _source(picture_paths, plan, components)
-    session = _Session(folder, plan, base, subject, accelerator, emit, should_stop, [])
+    session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [])
     stages = plan.stages_until(until)
     finished, resumed = _restore(folder, stages, subject, emit)
     remaining = tuple(stage for stage in stages if stage.name not in finished)
@@ -348,7 +231,7 @@ def _execute(
     )
 
 
-def _run_stage(session: _Session, stage: Stage, source: LatentSource, resumed: Checkpoint | None) -> None:
+def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Checkpoint | None) -> None:
     plan, started = session.plan, time.monotonic()
     session.emit(StageStarted(stage.name, resumed.step if resumed else 0, stage.steps))
     run_stage(
@@ -408,7 +291,7 @@ def _load(subject: Subject, stage: StageName, result: Checkpoint) -> None:
     write_rows(encoder.tokenizer, encoder.model, subject.placeholder, subject.rows)
 
 
-def _finish(session: _Session, run: Run, finished: tuple[StageName, ...]) -> None:
+def _finish(session: Session, run: Run, finished: tuple[StageName, ...]) -> None:
     """Publishes the concept, makes it current, and drops what only an unfinished run needs."""
     project, plan, folder = session.project, session.plan, session.folder
     current = read_json_object(project.concept / concept.CARD)
@@ -416,21 +299,8 @@ def _finish(session: _Session, run: Run, finished: tuple[StageName, ...]) -> Non
         session.emit(Warned("concept/ holds a real concept, so the smoke test's result was not put there"))
         record(project, replace(run, stages=finished, status="done"))
         return
-    attention: dict[str, Tensor] = {}
-    if "attention" in finished:
-        attention = checkpoint.read(folder.stages / "attention").tensors("weights")
-    subject = session.subject
-    concept.publish(
-        project,
-        folder.name,
-        plan,
-        {**dataclasses.asdict(plan.base), "family": session.base.family, "resolution": session.base.resolution},
-        finished,
-        subject.components,
-        subject.placeholder,
-        subject.rows,
-        attention,
-    )
+    last = next(stage for stage in plan.stages if stage.name == finished[-1])
+    concept.publish(project.concept, session.result(finished, last.steps))
     record(project, replace(run, stages=finished, status="done"), concept_run=folder.name)
     checkpoint.drop(folder.checkpoints, finished)
     if "unet" in finished:
@@ -471,10 +341,13 @@ def _source(paths: list[Path], plan: Plan, components: Components) -> LatentSour
 
 
 def _require_space(folder: RunFolder, plan: Plan, components: Components) -> None:
-    """Refuses a run whose checkpoints and result would not fit (three states at once while the oldest is replaced)."""
+    """Refuses a run whose states and results would not fit (three states at once while the oldest is replaced)."""
     parameters = sum(parameter.numel() for parameter in components.unet.parameters())
-    if all(stage.name != "unet" for stage in plan.stages if stage.enabled):
+    unet_steps = next((stage.steps for stage in plan.stages if stage.name == "unet" and stage.enabled), 0)
+    if not unet_steps:
         parameters //= 4  # cross-attention is a small part of any U-Net
     state = parameters * 4 * 3  # weights and two moments, float32
     states = checkpoint.KEPT + 1 if plan.checkpoint_every else 1
-    durable.require_free_space(folder.root, states * state + parameters * 4, "the checkpoints and the concept")
+    snapshots = unet_steps // plan.snapshot_every if plan.snapshot_every else 0
+    concepts = parameters * (2 if plan.save_precision == "float16" else 4) * (snapshots + 2)
+    durable.require_free_space(folder.root, states * state + concepts, "the checkpoints, snapshots and the concept")

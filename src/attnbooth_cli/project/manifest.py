@@ -54,6 +54,7 @@ class TrainTable(_Table):
     save_precision: Literal["float16", "float32"] | None = None
     checkpoint_every: Annotated[int, Field(ge=0)] | None = None
     sample_every: Annotated[int, Field(ge=0)] | None = None
+    snapshot_every: Annotated[int, Field(ge=0)] | None = None
     micro_batch_size: Annotated[int, Field(ge=0)] | None = None
     gradient_checkpointing: bool | None = None
     regulariser: bool | None = None

@@ -126,7 +126,7 @@ def _rebuilt(project: Project) -> State:
             digest=document["digest"],
             smoke=bool(document.get("smoke")),
             status="done" if done or name == state.concept_run else "unfinished",
-            stages=tuple(concept.get("stages", ())) if name == state.concept_run else stages,
+            stages=max(stages, tuple(concept.get("stages", ())) if name == state.concept_run else (), key=len),
             created=str(document.get("created", "")),
         )
         state = state.with_run(run)

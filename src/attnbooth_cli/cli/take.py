@@ -1,0 +1,44 @@
+"""`attnbooth take`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnbooth_cli.cli import options
+from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.project.project import open_project
+
+
+def take(
+    project: options.Project,
+    moment: Annotated[
+        str, typer.Argument(help="A stage's end or a snapshot, as eval --checkpoints names them: unet-000100.")
+    ],
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Make the concept what it was at an earlier moment of training; the present one stays as a snapshot."""
+    console = Console(json, quiet, verbose)
+
+    def one(root: Path) -> None:
+        open_project(root)  # before torch, which a mistake need not wait for
+        from attnbooth_cli.engine.snapshots import take as engine_take
+
+        taken = engine_take(root, moment)
+        console.document(
+            "take", root, taken.run, moment=taken.name, before=taken.before, stage=taken.stage, step=taken.step
+        )
+        if taken.before == taken.name:
+            console.result(f"nothing to do: {root} is at {taken.name} already")
+        else:
+            was = f" (it was at {taken.before})" if taken.before else ""
+            console.result(f"{root} is now at {taken.name}{was}")
+            if taken.before:
+                console.result(f"back again: attnbooth take {root} {taken.before}")
+
+    return each_project(console, [project], one)

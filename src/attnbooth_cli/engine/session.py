@@ -1,0 +1,175 @@
+"""What happens between the steps of a run: checkpoints, samples, snapshots, and stopping when asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from attnbooth_cli.engine import checkpoint, concept, snapshots
+from attnbooth_cli.engine.attention import fused
+from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, trainable_parameters
+from attnbooth_cli.engine.methods import Stage, StageName
+from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan
+from attnbooth_cli.engine.runs import RunFolder
+from attnbooth_cli.engine.sampling import Request, SamplingSettings, is_black, sample
+from attnbooth_cli.engine.tokens import write_rows
+from attnbooth_cli.engine.weights import all_finite
+from attnbooth_cli.errors import StoppedError
+from attnbooth_cli.events import Checkpointed, Emit, Sampled, Snapshotted, Stepped, Warned
+from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.samples import save_picture
+
+SAMPLE_PROMPT = "a photo of a {} on the beach"
+"""The picture made at the end of each stage: the concept somewhere it was not photographed (our choice)."""
+
+ShouldStop = Callable[[], int]
+"""Returns the number of the signal that asked to stop, 0 for none."""
+
+
+@dataclass
+class Session:
+    """The live state of one run."""
+
+    folder: RunFolder
+    plan: Plan
+    base: BaseModel
+    subject: Subject
+    accelerator: Any
+    emit: Emit
+    should_stop: ShouldStop
+    samples: list[str]
+
+    @property
+    def project(self) -> Project:
+        return self.folder.project
+
+    def after_step(self, progress: Progress) -> None:
+        """Reports; saves when it is time or a signal asks for it; makes the pictures asked for on the way."""
+        stage, step = progress.stage, progress.step
+        last = step == stage.steps
+        self.emit(
+            Stepped(
+                stage.name,
+                step,
+                stage.steps,
+                progress.losses.diffusion,
+                progress.losses.attention,
+                progress.seconds,
+            )
+        )
+        stop = self._agreed_stop()
+        due = self.plan.checkpoint_every and step % self.plan.checkpoint_every == 0
+        if not last and (due or stop):
+            self._save(progress)
+        if stop and not last:
+            self.stop(stop)
+        if not last and self.plan.sample_every and step % self.plan.sample_every == 0:
+            self.sample(stage, step)
+        if not last and self.plan.snapshot_every and step % self.plan.snapshot_every == 0:
+            self._snapshot(stage, step)
+
+    def stop(self, signal_number: int) -> NoReturn:
+        """Ends the run after a signal; the state is saved already."""
+        raise StoppedError("everything is saved", f"attnbooth resume {self.project.root}", signal_number)
+
+    def stop_if_asked(self) -> None:
+        """`stop` if a signal arrived."""
+        if signal_number := self._agreed_stop():
+            self.stop(signal_number)
+
+    def _agreed_stop(self) -> int:
+        """The signal any process received: all of them must stop at the same step."""
+        mine = torch.tensor([self.should_stop()], device=self.accelerator.device)
+        if self.accelerator.num_processes == 1:
+            return int(mine)
+        return int(self.accelerator.reduce(mine, reduction="max"))
+
+    def _save(self, progress: Progress) -> None:
+        stage, step = progress.stage, progress.step
+        if not all_finite(progress.parameters):
+            raise diverged(stage, step, "a trained weight")
+        if self.accelerator.is_main_process:
+            saved = checkpoint.save(
+                self.folder.checkpoints / checkpoint.checkpoint_name(stage.name, step),
+                stage.name,
+                step,
+                {"weights": progress.parameters, "optimizer": optimizer_tensors(progress)},
+                progress.scaler.state_dict() if progress.scaler is not None else None,
+            )
+            checkpoint.prune(self.folder.checkpoints, saved.folder)
+            self.emit(Checkpointed(stage.name, step, str(saved.folder)))
+        self.accelerator.wait_for_everyone()
+
+    def sample(self, stage: Stage, step: int) -> None:
+        """Makes one picture from the current weights (main process only)."""
+        if self.accelerator.is_main_process:
+            components, placeholder_ = self.subject.components, self.subject.placeholder
+            (encoder,) = components.text_encoders
+            write_rows(encoder.tokenizer, encoder.model, placeholder_, self.subject.rows)
+            settings = sampling_settings(self.base, self.plan)
+            request = Request(placeholder_.prompt(SAMPLE_PROMPT), self.plan.seed)
+            with fused(components.unet), self.accelerator.autocast():
+                (picture,) = sample(components, [request], settings)
+            if is_black(picture):
+                self.emit(Warned(f"the sample after step {step} of stage {stage.name} is all black"))
+            name = f"{self.folder.name}-{stage.name}" + ("" if step == stage.steps else f"-{step:06d}")
+            metadata = {
+                "prompt": request.prompt,
+                "seed": request.seed,
+                **dataclasses.asdict(settings),
+                "run": self.folder.name,
+                "stage": stage.name,
+                "step": step,
+                "smoke": self.plan.smoke,
+            }
+            path = save_picture(self.project.samples, name, picture, metadata)
+            self.samples.append(str(path))
+            self.emit(Sampled(stage.name, step, str(path), request.prompt, request.seed))
+        self.accelerator.wait_for_everyone()
+
+    def _snapshot(self, stage: Stage, step: int) -> None:
+        """Keeps the concept as it is now (main process only)."""
+        if self.accelerator.is_main_process:
+            stages = tuple(planned.name for planned in self.plan.stages_until(stage.name))
+            place = self.folder.snapshots / snapshots.snapshot_name(stage.name, step)
+            concept.publish(place, self.result(stages, step))
+            self.emit(Snapshotted(stage.name, step, str(place)))
+        self.accelerator.wait_for_everyone()
+
+    def result(self, stages: tuple[StageName, ...], step: int) -> concept.Result:
+        """What has been learned after `step` steps of the last of `stages`."""
+        base = {
+            **dataclasses.asdict(self.plan.base), "family": self.base.family, "resolution": self.base.resolution,
+        }  # fmt: skip
+        subject = self.subject
+        return concept.Result(
+            self.folder.name,
+            self.plan,
+            base,
+            stages,
+            step,
+            subject.components,
+            subject.placeholder,
+            subject.rows,
+            self._attention(stages),
+        )
+
+    def _attention(self, stages: tuple[StageName, ...]) -> dict[str, Tensor]:
+        """What stage `attention` changed, as it left it or as it is on the way."""
+        if stages[-1] == "attention":
+            return {name: tensor.detach() for name, tensor in trainable_parameters(self.subject, "attention").items()}
+        if "attention" in stages:
+            return checkpoint.read(self.folder.stages / "attention").tensors("weights")
+        return {}
+
+
+def sampling_settings(base: BaseModel, plan: Plan) -> SamplingSettings:
+    """How training samples are made: the base model's own defaults, four steps for a smoke test."""
+    steps = SMOKE_SAMPLING_STEPS if plan.smoke else base.entry.sampling_steps
+    return SamplingSettings(steps, base.entry.guidance, plan.resolution, plan.resolution)
