@@ -15,6 +15,11 @@ SCHEMA = 1
 """Of the JSON documents on stdout."""
 
 
+def printable(text: str) -> str:
+    """Text from a file as a terminal may have it: without control characters, which could do anything to it."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 @dataclass(frozen=True)
 class Console:
     """How one command speaks."""

@@ -25,6 +25,8 @@ def explain(error: Exception) -> BoothError:
         return ResourceError(f"cannot write {error.filename or 'the output'}: {error.strerror}", "free some space")
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return InputError(f"{error.filename or 'a path'} cannot be used: {error.strerror}", "choose another name")
+    if isinstance(error, PermissionError):
+        return ResourceError(f"{error.filename or 'a file'} may not be read or written", "check its permissions")
     wrapped = BoothError(
         f"unexpected {type(error).__name__}: {error}", "this is a bug; run again with -v and report what it prints"
     )

@@ -12,6 +12,7 @@ from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
 from attnbooth_cli.project.project import open_project
+from attnbooth_cli.project.prompt_files import read_prompts
 
 
 def generate(
@@ -47,7 +48,6 @@ def generate(
         from attnbooth_cli.cli.progress import shown
         from attnbooth_cli.cli.signals import stop_at_once
         from attnbooth_cli.engine.generation import generate as engine_generate
-        from attnbooth_cli.engine.generation import read_prompts
 
         texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
         with stop_at_once(), shown(console) as emit:

@@ -1,151 +1,236 @@
-"""`eval`: identity and text similarity of a concept, with everything that makes the numbers comparable beside them."""
+"""`eval`: how well a concept came out, with everything that makes the numbers comparable beside them.
+
+Pictures first (`gallery`), then features of them (`feature_cache`), then numbers from features (`scorecard`): each step
+is kept, so that another judge, another measure or an interruption costs only what is new.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
-from attnbooth_cli.engine.base_models import resolve_judge
-from attnbooth_cli.engine.devices import resolve_device
-from attnbooth_cli.engine.generation import load_concept, settings_for, warn_of_long_prompts
-from attnbooth_cli.engine.metrics import identity_score, image_features, load_judge, text_features, text_score
-from attnbooth_cli.engine.prompts import EVALUATION_PROMPTS
-from attnbooth_cli.engine.sampling import Request, sample
-from attnbooth_cli.engine.tokens import Placeholder
-from attnbooth_cli.errors import GateError, InputError
-from attnbooth_cli.events import Advanced, Emit, Warned, ignore
-from attnbooth_cli.project import durable, pictures
-from attnbooth_cli.project.project import images_folder, open_project
-from attnbooth_cli.project.samples import free_name, save_picture, slug
+from attnbooth_cli.engine import concept, scores, snapshots
+from attnbooth_cli.engine.alterations import ALTERATIONS
+from attnbooth_cli.engine.bench import Bench, as_array, open_bench
+from attnbooth_cli.engine.concept import Card
+from attnbooth_cli.engine.generation import load_base, load_concept
+from attnbooth_cli.engine.methods import StageName
+from attnbooth_cli.engine.prompts import DRIFT
+from attnbooth_cli.engine.question import EvalOptions
+from attnbooth_cli.engine.scorecard import Features, clip_scores, protocol_record, summary
+from attnbooth_cli.errors import InputError
+from attnbooth_cli.events import Emit, ignore
+from attnbooth_cli.project import durable
+from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.samples import free_name
+from attnbooth_cli.reports.curves import over_training
 
-PROTOCOL = "attnbooth-simple-1"
-"""Names what the numbers mean; it changes whenever they would not be comparable."""
-
-PICTURES_PER_PROMPT = 2
+SCHEMA = 2
+REPORT = "scores.json"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Attributes:
-    identity: Mean cosine over all pairs (training picture, generated picture).
-    text: Mean cosine between generated pictures and their prompt without the placeholder token.
-    report: The JSON document, everything included; also written to `path`.
+    """What an evaluation found; `report` is the JSON document, also written to `path`.
+
+    Attributes:
+        identity: Mean cosine over all pairs (training picture, generated picture).
+        text: Mean cosine between generated pictures and their prompt without the placeholder token.
+        drift: How far pictures of prompts without the concept have moved from the base model's; None if not asked.
+        made: Pictures that were generated now; the others were there.
     """
 
     identity: float
     text: float
+    drift: float | None
+    made: int
     report: dict[str, Any]
     path: Path
 
 
-def evaluate(
-    root: Path | str,
-    *,
-    prompts: Sequence[str] = (),
-    n: int = PICTURES_PER_PROMPT,
-    clip: str | None = None,
-    device: str = "auto",
-    emit: Emit = ignore,
-) -> Scores:
-    """Generates `n` pictures of each prompt and scores them.
+@dataclass(frozen=True)
+class OverTraining:
+    """Scores of every moment of a run that is on disk.
 
-    Args:
-        prompts: The base model's own evaluation prompts by default.
-        clip: The judge; ViT-B/32 for real base models, the bundled one for the bundled model.
+    Attributes:
+        concept: Those of the moment that `concept/` is; of the last one where there is none.
+        plot: A picture of all.
+    """
+
+    concept: Scores
+    report: dict[str, Any]
+    path: Path
+    plot: Path
+
+
+def evaluate(root: Path | str, options: EvalOptions | None = None, *, emit: Emit = ignore) -> Scores:
+    """Makes the pictures that are missing, and scores them.
 
     Raises:
         InputError, DamagedError, BaseModelError, ResourceError: see `errors`.
     """
-    if n < 1:
-        raise InputError(f"-n must be at least 1, not {n}", None)
-    project, manifest = open_project(Path(root))
-    loaded = load_concept(project, None, device, "auto", emit)
-    placeholder = loaded.card.placeholder
-    prompts = tuple(prompts) or EVALUATION_PROMPTS[loaded.base.entry.eval_prompts]
-    requests = [Request(placeholder.prompt(text), i) for text in prompts for i in range(n)]
-    warn_of_long_prompts(loaded, [request.prompt for request in requests], emit)
-    judge_ref = clip or loaded.base.entry.judge
-    judge_folder = resolve_judge(judge_ref, download=True, say=lambda text: emit(Warned(text)))
-    judge = load_judge(judge_folder, resolve_device(device))
-    paths = [picture.path for picture in pictures.survey([images_folder(project, manifest)]).pictures]
-    references = image_features(judge, [pictures.load(path) for path in paths])
-    settings = settings_for(loaded)
-    generated: list[Image.Image] = []
-    emit(Advanced(0, len(requests)))
-    for picture in sample(loaded.components, requests, settings):
-        generated.append(picture)
-        emit(Advanced(len(generated), len(requests)))
-    features = image_features(judge, generated)
-    texts = [without_placeholder(text, placeholder) for text in prompts]
-    per_prompt: list[dict[str, Any]] = [
-        {
-            "prompt": text,
-            "scored_as": scored_as,
-            "identity": identity_score(references, features[i * n : (i + 1) * n]),
-            "text": text_score(features[i * n : (i + 1) * n], text_feature),
-        }
-        for i, (text, scored_as, text_feature) in enumerate(
-            zip(prompts, texts, text_features(judge, texts), strict=True)
-        )
-    ]
-    folder = free_name(project.evaluation, f"{loaded.card.run}-{loaded.stage}", "")
-    files = [
-        save_picture(
-            folder / "pictures", f"{slug(request.prompt)}-{request.seed}", picture, dataclasses.asdict(request)
-        )
-        for request, picture in zip(requests, generated, strict=True)
-    ]
-    identity = sum(row["identity"] for row in per_prompt) / len(per_prompt)
-    text = sum(row["text"] for row in per_prompt) / len(per_prompt)
-    report = {
-        "identity": identity,
-        "text": text,
-        "protocol": {
-            "name": PROTOCOL,
-            "judge": judge_ref,
-            "judge_revision": judge_folder.name if judge_ref.count("/") == 1 else None,
-            "preprocessing": judge.preprocessing,
-            "references": len(paths),
-            "prompts": len(prompts),
-            "pictures_per_prompt": n,
-            "seeds": list(range(n)),
-            **dataclasses.asdict(settings),
-        },
-        "run": loaded.card.run,
-        "stage": loaded.stage,
-        "smoke": loaded.card.smoke,
-        "base": loaded.card.document["base"],
-        "per_prompt": per_prompt,
-        "pictures": [str(path) for path in files],
-    }
-    path = folder / "scores.json"
-    durable.write_text(path, json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n")
-    return Scores(identity, text, report, path)
+    options = options or EvalOptions()
+    bench = open_bench(root, options, emit, concept.read_card)
+    concept.verify(bench.card, f"restore it from a copy, or attnbooth train {bench.project.root} --restart")
+    return _written(bench, _score(bench, bench.card, bench.card.stage(options.stage)))
 
 
-def check_gates(scores: Scores, min_identity: float | None, min_text: float | None) -> None:
-    """Compares scores with the gates that were given.
+def evaluate_over_training(
+    root: Path | str, options: EvalOptions | None = None, *, emit: Emit = ignore
+) -> OverTraining:
+    """Scores the concept at every moment of its run that is on disk: the end of each stage, and snapshots.
 
     Raises:
-        GateError: one is not met; the message says by how much.
+        InputError, DamagedError, BaseModelError, ResourceError: see `errors`.
     """
-    gates = (("identity", scores.identity, min_identity), ("text", scores.text, min_text))
-    missed = [
-        f"{name} is {score:.4f}, {minimum - score:.4f} below the gate of {minimum:g}"
-        for name, score, minimum in gates
-        if minimum is not None and not score >= minimum
-    ]
-    if missed:
-        raise GateError("; ".join(missed), f"details are in {scores.path}")
+    options = options or EvalOptions()
+    if options.stage:
+        raise InputError("--checkpoints scores every stage, and --stage chooses one", "leave out one of them")
+    found: list[snapshots.Moment] = []
+
+    def newest_card(project: Project) -> Card:
+        found.extend(snapshots.moments(project, emit))
+        return snapshots.present(project) or found[-1].card
+
+    bench = open_bench(root, options, emit, newest_card, keep=True)
+    last = snapshots.current(bench.card)
+    reports = {moment.name: _score(bench, moment.card, moment.stage) for moment in found}
+    shared, row = (
+        ("schema", "protocol", "run", "smoke", "base", "references"),
+        ("stage", "step", "identity", "text", "overall"),
+    )
+    rows = [{"name": name, **{key: found[key] for key in row}} for name, found in reports.items()]
+    report = {
+        **{key: reports[last][key] for key in shared},
+        "current": last if snapshots.present(bench.project) else None,
+        "moments": rows,
+        "made": sum(found["made"] for found in reports.values()),
+    }
+    path = _write(bench.project, f"{bench.card.run}-over-training", report)
+    plot = path.with_name("over-training.png")
+    durable.write_bytes(plot, over_training(rows))
+    return OverTraining(_written(bench, reports[last]), report, path, plot)
 
 
-def without_placeholder(prompt: str, placeholder: Placeholder) -> str:
-    """The prompt as it is scored: "a photo of a [V] cat on the beach" -> "a photo of a cat on the beach"."""
-    text = prompt.replace("{}", placeholder.category).replace(placeholder.token, "")
-    return " ".join(text.split())
+def read_report(path: Path) -> dict[str, Any]:
+    """A report that `evaluate` wrote.
+
+    Raises:
+        InputError: it is no such report, or of another version.
+    """
+    remedy = "run eval again"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        if report.get("event") == "eval":
+            remedy = f"give the file it names: {report.get('report')}"
+        if report["schema"] != SCHEMA:
+            raise ValueError(f"schema {report['schema']}")
+        rows = [(row["prompt"], float(row["identity"]), float(row["text"])) for row in report["per_prompt"]]
+        scored = {name for row in report["per_prompt"] for name in row["counts_for"]}
+        if (
+            not rows
+            or scored != {"identity", "text"}
+            or not all(isinstance(report[key], dict) for key in ("protocol", "overall"))
+        ):
+            raise ValueError("it has no scores")
+        float(report["identity"]), float(report["text"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a report of this version ({error})", remedy) from None
+    return dict(report)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"a score is {constant}")
+
+
+def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
+    """The report of one moment."""
+    question, options = bench.question, bench.options
+    asked = [card.placeholder.prompt(text) for text in question.prompts]
+    about = [text.format(category=card.placeholder.category) for text in DRIFT[bench.base.entry.eval_prompts]]
+    others = about if options.drift else []
+    plain = list(bench.texts.full) if options.baseline else []
+    untuned, made_untuned = bench.pictures(
+        {},
+        [*plain, *others],
+        lambda: load_base(bench.base, options.device, "auto", bench.pool),
+    )
+    paths, made = bench.pictures(
+        _subject(card, stage),
+        [*asked, *others],
+        lambda: load_concept(bench.project, card, stage, options.device, "auto", bench.emit, bench.pool).components,
+    )
+    own, moved = paths[: len(asked)], paths[len(asked) :]
+    report = {
+        "schema": SCHEMA,
+        **_clip_scores(bench, own),
+        "protocol": protocol_record(question, bench.clip.identity, len(bench.references)),
+        "run": card.run,
+        "stage": stage,
+        "step": card.steps(stage),
+        "smoke": card.smoke,
+        "base": card.document["base"],
+        "pictures": [path.relative_to(bench.project.root).as_posix() for its in own for path in its],
+        "made": made + made_untuned,
+    }
+    for name, judge, references in (
+        ("held-out identity", bench.clip, bench.held_out),
+        ("dino identity", bench.dino, bench.references),
+    ):
+        if judge and references:
+            its = bench.features(judge, references)
+            values = np.stack([scores.identity(its, bench.features(judge, row)) for row in own])
+            counted = [prompt in question.identity_prompts for prompt in question.prompts]
+            report["overall"][name] = {**(summary(values[counted]) or {}), "judge": judge.identity}
+    if moved:
+        pairs = zip(untuned[len(plain) :], moved, strict=True)
+        values = np.stack([scores.drift(*(bench.features(bench.clip, row) for row in pair)) for pair in pairs])
+        report["overall"]["drift"] = summary(values)
+    if plain:
+        found = _clip_scores(bench, untuned[: len(plain)])["overall"]
+        report["untuned"] = {name: found[name] for name in ("identity", "text", "survival", "diversity")}
+    return report
+
+
+def _clip_scores(bench: Bench, paths: Sequence[Sequence[Path]]) -> dict[str, Any]:
+    """`paths` prompt by prompt."""
+    judge, texts = bench.clip, bench.texts
+    found = Features(
+        bench.features(judge, bench.references),
+        np.stack([bench.features(judge, bench.references, alteration) for alteration in ALTERATIONS]),
+        np.stack([bench.features(judge, row) for row in paths]),
+        as_array(judge.texts(texts.full)),
+        as_array(judge.texts([rest or "" for rest in texts.rest])),
+    )
+    return clip_scores(bench.question, texts, found, [path.name for path in bench.references])
+
+
+def _subject(card: Card, stage: StageName) -> dict[str, Any]:
+    return {"digest": card.document["digest"], "run": card.run, "stage": stage, "files": card.document["files"]}
+
+
+def _written(bench: Bench, report: dict[str, Any]) -> Scores:
+    """Scores, with their report on disk."""
+    path = _write(bench.project, f"{report['run']}-{report['stage']}", report)
+    drift = report["overall"].get("drift")
+    return Scores(report["identity"], report["text"], drift["mean"] if drift else None, report["made"], report, path)
+
+
+def _write(project: Project, name: str, report: dict[str, Any]) -> Path:
+    with durable.explained_write(project.evaluation):
+        durable.make_directory(project.evaluation)
+        while True:
+            folder = free_name(project.evaluation, name, "")
+            try:
+                folder.mkdir()  # claims it: another evaluation may end at the same time
+            except FileExistsError:
+                continue
+            break
+    path = folder / REPORT
+    durable.write_text(path, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    return path

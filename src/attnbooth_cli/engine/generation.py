@@ -16,7 +16,7 @@ from attnbooth_cli.engine import concept
 from attnbooth_cli.engine.base_models import BaseModel, resolve
 from attnbooth_cli.engine.concept import Card
 from attnbooth_cli.engine.devices import resolve_device, resolve_precision
-from attnbooth_cli.engine.families import Components, load_components
+from attnbooth_cli.engine.families import ComponentPool, Components
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.preparation import weights_sha256
 from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample
@@ -27,7 +27,6 @@ from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.samples import save_picture, slug
 from attnbooth_cli.reports.grids import contact_sheet
 
-MAX_PROMPTS_BYTES = 10_000_000
 MAX_PICTURES = 100_000
 """In one call; what a person means by more is a typing error."""
 
@@ -111,8 +110,8 @@ def generate(
     project, _ = open_project(Path(root))
     card = concept.read_card(project)
     requests = [Request(card.placeholder.prompt(text), seed + i) for text in prompts for i in range(n)]
-    loaded = load_concept(project, stage, device, precision, emit)
-    settings = settings_for(loaded, steps, guidance, size, scheduler, negative)
+    loaded = load_concept(project, card, stage, device, precision, emit)
+    settings = settings_for(loaded.card, loaded.base, steps, guidance, size, scheduler, negative)
     warn_of_long_prompts(loaded, [request.prompt for request in requests], emit)
     folder = Path(out) if out is not None else project.samples
     made: list[GeneratedPicture] = []
@@ -136,31 +135,52 @@ def generate(
     return Generated(project, card.run, loaded.stage, settings, tuple(made), sheet)
 
 
-def load_concept(project: Project, stage: StageName | None, device: str, precision: str, emit: Emit) -> LoadedConcept:
+def load_concept(
+    project: Project,
+    card: Card,
+    stage: StageName | None,
+    device: str,
+    precision: str,
+    emit: Emit,
+    pool: ComponentPool | None = None,
+) -> LoadedConcept:
     """Loads the base model a concept was trained on, and the concept into it.
 
+    Args:
+        pool: Shares a loaded base model between calls.
+
     Raises:
-        InputError: nothing trained yet, or no such stage.
+        InputError: no such stage.
         DamagedError, BaseModelError, ResourceError: see `errors`.
     """
-    card = concept.read_card(project)
     chosen = card.stage(stage)
-    place = resolve_device(device)
-    dtype = _DTYPES[resolve_precision(precision, place)]
     base = resolve(card.document["base"]["model"], revision=card.document["base"]["revision"])
-    components = load_components(base)
+    components = load_base(base, device, precision, pool)
     concept.apply(project, card, chosen, components)
     if chosen != "unet" and weights_sha256(base) != card.document["base"]["sha256"]:
         emit(Warned(f"the base model {base.ref} has other weights than the one this concept was trained on"))
     if card.smoke:
         emit(Warned("this concept comes from a smoke test: it has hardly learned anything"))
+    return LoadedConcept(project, card, base, chosen, components)
+
+
+def load_base(base: BaseModel, device: str, precision: str, pool: ComponentPool | None = None) -> Components:
+    """Loads a base model for sampling, as it is.
+
+    Raises:
+        DamagedError, InputError, ResourceError: see `errors`.
+    """
+    place = resolve_device(device)
+    dtype = _DTYPES[resolve_precision(precision, place)]
+    components = (pool or ComponentPool()).take(base)
     for model in (components.unet, components.vae, *(encoder.model for encoder in components.text_encoders)):
         model.to(dtype)
-    return LoadedConcept(project, card, base, chosen, components.to(place))
+    return components.to(place)
 
 
 def settings_for(
-    loaded: LoadedConcept,
+    card: Card,
+    base: BaseModel,
     steps: int | None = None,
     guidance: float | None = None,
     size: str | None = None,
@@ -172,12 +192,12 @@ def settings_for(
     Raises:
         InputError: a size or a number of steps that cannot be.
     """
-    resolution = int(loaded.card.document["plan"]["resolution"])
+    resolution = int(card.document["plan"]["resolution"])
     width, height = parse_size(size) if size else (resolution, resolution)
-    steps = steps if steps is not None else loaded.base.entry.sampling_steps
+    steps = steps if steps is not None else base.entry.sampling_steps
     if not 1 <= steps <= 1000:
         raise InputError(f"--steps must be between 1 and 1000, not {steps}", None)
-    guidance = guidance if guidance is not None else loaded.base.entry.guidance
+    guidance = guidance if guidance is not None else base.entry.guidance
     if not 0 <= guidance <= 100:
         raise InputError(f"--guidance must be between 0 and 100, not {guidance:g}", None)
     return SamplingSettings(steps, guidance, width, height, scheduler, negative)
@@ -196,26 +216,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if width % 8 or height % 8 or not (32 <= width <= 4096 and 32 <= height <= 4096):
         raise InputError(f"--size {text}: both sides must be multiples of 8 between 32 and 4096", None)
     return width, height
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Prompts from a text file: one a line; blank lines and lines that begin with # do not count.
-
-    Raises:
-        InputError: unreadable, too large, or without any prompt.
-    """
-    try:
-        if path.stat().st_size > MAX_PROMPTS_BYTES:
-            raise InputError(f"{path} is larger than {MAX_PROMPTS_BYTES // 1_000_000} MB", "one prompt a line")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text", "one prompt a line") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", None) from None
-    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not prompts:
-        raise InputError(f"{path} holds no prompt", "one a line, for example: a photo of a {} on a beach")
-    return prompts
 
 
 def warn_of_long_prompts(loaded: LoadedConcept, texts: Sequence[str], emit: Emit) -> None:

@@ -66,12 +66,12 @@ def inspect_attention(
     project, _ = open_project(Path(root))
     card = concept.read_card(project)
     text = card.placeholder.prompt(prompt)
-    loaded = load_concept(project, stage, device, "auto", emit)
+    loaded = load_concept(project, card, stage, device, "auto", emit)
     (encoder,) = loaded.components.text_encoders
     warn_of_long_prompts(loaded, [text], emit)
     length = maximum_length(encoder.tokenizer, encoder.model)
     chosen = find_words(encoder.tokenizer, card.placeholder, text, length, words)
-    settings = settings_for(loaded)
+    settings = settings_for(loaded.card, loaded.base)
     scale = loaded.components.pixels_per_latent
     columns = tuple(sorted({position for word in chosen for position in word.positions}))
     recorder = MapRecorder(columns, (settings.height // scale, settings.width // scale))

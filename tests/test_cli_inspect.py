@@ -1,4 +1,4 @@
-"""`attnbooth eval`, `inspect-attn` and `status`."""
+"""`attnbooth inspect-attn` and `status`."""
 
 from __future__ import annotations
 
@@ -14,104 +14,6 @@ from attnbooth_cli.project.samples import read_metadata
 from tests.conftest import Cli, snapshot
 
 PROMPT = "a photo of a {} on the beach"
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a photo of a {} on the beach\nan oil painting of a {} in the forest\n", encoding="utf-8")
-    return file
-
-
-# --- eval -------------------------------------------------------------------------------------------------------------
-
-
-def test_scores_and_what_makes_them_comparable(cli: Cli, trained: Path, prompts: Path) -> None:
-    done = cli("eval", trained, "--prompts", prompts, "-n", 2, "--min-identity", -1, "--min-text", -1, "--json")
-    assert done.code == 0
-    document = done.document
-    assert [document[key] for key in ("schema", "event", "project", "run")] == [
-        1, "eval", str(trained), "001-attndreambooth",
-    ]  # fmt: skip
-    assert (document["stage"], document["exit_code"], document["smoke"]) == ("unet", 0, False)
-    rows = document["per_prompt"]
-    assert [row["prompt"] for row in rows] == prompts.read_text().splitlines()
-    assert rows[0]["scored_as"] == "a photo of a mushroom on the beach"
-    for score in ("identity", "text"):
-        assert all(-1 <= row[score] <= 1 for row in rows)
-        assert document[score] == pytest.approx(sum(row[score] for row in rows) / 2)
-    protocol = document["protocol"]
-    assert (protocol["judge"], protocol["references"], protocol["prompts"]) == ("tiny", 5, 2)
-    assert (protocol["pictures_per_prompt"], protocol["seeds"]) == (2, [0, 1])
-    assert protocol["name"]
-    assert len(document["pictures"]) == 4
-    (report,) = (trained / "eval").glob("*/scores.json")
-    written = json.loads(report.read_text(encoding="utf-8"))
-    assert (written["identity"], written["per_prompt"]) == (document["identity"], rows)
-
-
-def test_the_training_pictures_look_most_like_themselves(
-    cli: Cli, trained: Path, prompts: Path, tmp_path: Path
-) -> None:
-    """The judge really looks: the same pictures score higher against themselves than against another concept's."""
-    from attnbooth_cli.engine.base_models import resolve_judge
-    from attnbooth_cli.engine.devices import resolve_device
-    from attnbooth_cli.engine.metrics import identity_score, image_features, load_judge
-    from attnbooth_cli.project.pictures import load
-    from tests.conftest import EXAMPLE
-
-    judge = load_judge(resolve_judge("tiny"), resolve_device("cpu"))
-    cats, mushrooms = (
-        image_features(judge, [load(path) for path in sorted((EXAMPLE / name).iterdir())])
-        for name in ("cat", "mushroom")
-    )
-    assert identity_score(cats, cats) > identity_score(cats, mushrooms) + 0.1
-
-
-def test_gates(cli: Cli, trained: Path, prompts: Path) -> None:
-    prompts.write_text(PROMPT)
-    flags = ("--prompts", prompts, "-n", 1)
-    both = cli("eval", trained, *flags, "--min-identity", 0.999, "--min-text", 0.999, "--json")
-    assert both.code == 3
-    scores = both.document
-    assert scores["exit_code"] == scores["error"]["exit_code"] == 3
-    assert "identity is" in scores["error"]["message"]
-    assert "text is" in scores["error"]["message"]
-    passed, missed = ("--min-text", scores["text"] - 0.01), ("--min-identity", scores["identity"] + 0.05)
-    done = cli("eval", trained, *flags, *passed, *missed)
-    assert done.code == 3
-    assert "0.0500 below the gate" in done.err
-    assert "text is" not in done.err
-    assert f"identity {scores['identity']:.4f}   text {scores['text']:.4f}" in done.out  # shown all the same
-    assert len(list((trained / "eval").iterdir())) == 2  # nothing is overwritten
-
-
-def test_a_judge_that_is_not_there(cli: Cli, trained: Path, tmp_path: Path) -> None:
-    for judge in (tmp_path / "absent", "some-body/some-judge"):
-        done = cli("eval", trained, "-n", 1, "--clip", judge)
-        assert done.code == 7, judge
-        assert "--clip" in done.err
-    assert not (trained / "eval").exists()
-
-
-def test_several_projects_in_one_document(cli: Cli, trained: Path, tmp_path: Path, prompts: Path) -> None:
-    absent = tmp_path / "absent"
-    prompts.write_text(PROMPT)
-    done = cli("eval", absent, trained, "--prompts", prompts, "-n", 1, "--json")
-    assert done.code == 2
-    first, second = done.document["results"]
-    assert (first["project"], first["error"]["exit_code"]) == (str(absent), 2)
-    assert second["project"] == str(trained)
-    assert -1 <= second["identity"] <= 1
-
-
-def test_a_prompt_without_the_concept_cannot_be_scored(cli: Cli, trained: Path, tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a beach\n")
-    done = cli("eval", trained, "--prompts", file)
-    assert done.code == 2
-    assert "does not name the concept" in done.err
-
 
 # --- inspect-attn -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,64 @@
+"""A judge's features of picture files, kept beside them, so that scoring again computes nothing.
+
+eval/features/<judge>.safetensors      {SHA-256 of a picture file, and the alteration if it was altered: [d]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from attnbooth_cli.engine.alterations import ALTERATIONS
+from attnbooth_cli.engine.judges import PictureJudge
+from attnbooth_cli.engine.weights import read_tensors
+from attnbooth_cli.errors import BoothError, DamagedError
+from attnbooth_cli.project import durable, pictures
+
+
+def features(folder: Path, judge: PictureJudge, paths: Sequence[Path], alteration: str | None = None) -> Tensor:
+    """The judge's features of picture files, [n, d] float32; those not known yet are computed and kept.
+
+    Args:
+        alteration: One of `ALTERATIONS`, applied to each picture.
+
+    A damaged cache is made anew: nothing in it is more than a saving of time.
+
+    Raises:
+        InputError, DamagedError: a picture cannot be read.
+        ResourceError: the cache cannot be written.
+    """
+    altered = ALTERATIONS[alteration] if alteration else lambda picture: picture
+    try:
+        keys = [durable.sha256(path) + (f" {alteration}" if alteration else "") for path in paths]
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename} vanished while it was evaluated", "run eval again") from None
+    place = folder / f"{_name(judge)}.safetensors"
+    known = _read(place, judge.width)
+    missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
+    if missing:
+        rows = judge.features([altered(pictures.load(path)) for path in missing.values()])
+        if not torch.isfinite(rows).all():
+            raise DamagedError(f"the judge {judge.identity['ref']} gives features that are not finite", None)
+        known |= {key: row.clone() for key, row in zip(missing, rows, strict=True)}
+        durable.write_bytes(place, save(known, {"format": "pt"}))
+    return torch.stack([known[key] for key in keys])
+
+
+def _name(judge: PictureJudge) -> str:
+    return hashlib.sha256(json.dumps(judge.identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _read(place: Path, width: int) -> dict[str, Tensor]:
+    if not place.exists():
+        return {}
+    try:
+        known = read_tensors(place)
+    except BoothError:
+        return {}
+    return {key: row for key, row in known.items() if row.shape == (width,) and torch.isfinite(row).all()}

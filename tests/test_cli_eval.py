@@ -1,0 +1,504 @@
+"""`attnbooth eval`: scores, gates, kept pictures, protocols, comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import Cli, Outcome
+
+PROMPT = "a photo of a {} on the beach"
+
+
+pytestmark = pytest.mark.usefixtures("few_steps")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a photo of a {} on the beach\nan oil painting of a {} in the forest\n", encoding="utf-8")
+    return file
+
+
+def test_scores_and_what_makes_them_comparable(cli: Cli, trained: Path, prompts: Path) -> None:
+    gates = ("--min-identity", -1, "--min-text", -1, "--max-drift", 2)
+    done = cli("eval", trained, "--prompts", prompts, "-n", 2, *gates, "--json")
+    assert done.code == 0
+    document = done.document
+    assert [document[key] for key in ("schema", "event", "project", "run")] == [
+        1, "eval", str(trained), "001-attndreambooth",
+    ]  # fmt: skip
+    assert (document["stage"], document["exit_code"], document["smoke"]) == ("unet", 0, False)
+    rows = document["per_prompt"]
+    assert [row["prompt"] for row in rows] == prompts.read_text().splitlines()
+    assert rows[0]["scored_as"] == "a photo of a mushroom on the beach"
+    for score in ("identity", "text"):
+        assert all(-1 <= row[score] <= 1 for row in rows)
+        assert document[score] == pytest.approx(sum(row[score] for row in rows) / 2)
+    protocol = document["protocol"]
+    assert (protocol["judge"]["ref"], protocol["references"], protocol["prompts"]) == ("tiny", 5, 2)
+    assert (protocol["name"], protocol["deviations"]) == ("attnbooth", {"prompts": "own", "pictures_per_prompt": 2})
+    assert (protocol["pictures_per_prompt"], protocol["seeds"]) == (2, [0, 1])
+    assert len(document["pictures"]) == 4
+    assert document["made"] == 4 + 2 * 8 * 2  # and, for drift, eight prompts by the base model and by this one
+    overall = document["overall"]
+    assert overall["drift"]["low"] <= overall["drift"]["mean"] <= overall["drift"]["high"]
+    for name in ("identity", "text", "survival", "diversity"):
+        assert (overall[name]["prompts"], overall[name]["low"]) == (2, None), name  # too few for an interval
+    assert overall["copies"]["of"] == 4
+    (report,) = (trained / "eval").glob("*/scores.json")
+    written = json.loads(report.read_text(encoding="utf-8"))
+    assert (written["identity"], written["per_prompt"]) == (document["identity"], rows)
+
+
+def test_the_training_pictures_look_most_like_themselves(
+    cli: Cli, trained: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """The judge really looks: the same pictures score higher against themselves than against another concept's."""
+    from attnbooth_cli.engine import scores
+    from attnbooth_cli.engine.base_models import resolve_judge
+    from attnbooth_cli.engine.devices import resolve_device
+    from attnbooth_cli.engine.judges import load_clip
+    from attnbooth_cli.project.pictures import load
+    from tests.conftest import EXAMPLE
+
+    judge = load_clip("tiny", resolve_judge("tiny"), resolve_device("cpu"))
+    cats, mushrooms = (
+        judge.features([load(path) for path in sorted((EXAMPLE / name).iterdir())]).numpy()
+        for name in ("cat", "mushroom")
+    )
+    assert scores.identity(cats, cats).mean() > scores.identity(cats, mushrooms).mean() + 0.1
+
+
+def test_gates(cli: Cli, trained: Path, prompts: Path) -> None:
+    prompts.write_text(PROMPT)
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift")
+    both = cli("eval", trained, *flags, "--min-identity", 0.999, "--min-text", 0.999, "--json")
+    assert both.code == 3
+    scores = both.document
+    assert scores["exit_code"] == scores["error"]["exit_code"] == 3
+    assert "identity is" in scores["error"]["message"]
+    assert "text is" in scores["error"]["message"]
+    passed, missed = ("--min-text", scores["text"] - 0.01), ("--min-identity", scores["identity"] + 0.05)
+    done = cli("eval", trained, *flags, *passed, *missed)
+    assert done.code == 3
+    assert "0.05 below the gate" in done.err
+    assert "text is" not in done.err
+    assert f"identity            {scores['identity']:.4f} " in done.out  # shown all the same
+    assert len(list((trained / "eval").glob("*/scores.json"))) == 2  # nothing is overwritten
+
+
+def test_pictures_are_made_once(cli: Cli, trained: Path, prompts: Path) -> None:
+    """Another evaluation makes only what is missing, whatever was interrupted, and scores the same."""
+    flags = ("--prompts", prompts, "--json")
+    first = cli("eval", trained, *flags, "-n", 1).document
+    shelves = sorted((trained / "eval" / "pictures").rglob("*.png"))
+    assert len(shelves) == first["made"] == 2 + 2 * 8
+    again = cli("eval", trained, *flags, "-n", 1).document
+    assert again["made"] == 0
+    assert (again["identity"], again["text"], again["overall"]) == (first["identity"], first["text"], first["overall"])
+    lost = [path for path in shelves if path == trained / first["pictures"][0]] + shelves[-1:]
+    for path in lost:
+        path.unlink()
+    after = cli("eval", trained, *flags, "-n", 1).document
+    assert after["made"] == len(set(lost))
+    for name in ("identity", "text", "drift"):
+        assert after["overall"][name]["mean"] == pytest.approx(first["overall"][name]["mean"], abs=1e-3)
+    more = cli("eval", trained, *flags, "-n", 2, "--no-drift").document
+    assert more["made"] == 2
+    for row, earlier in zip(more["per_prompt"], first["per_prompt"], strict=True):
+        assert row["pictures"][0]["identity"] == pytest.approx(earlier["pictures"][0]["identity"], abs=1e-3)
+
+
+def test_drift_is_nothing_before_anything_but_the_embedding_was_trained(cli: Cli, trained: Path, prompts: Path) -> None:
+    prompts.write_text(PROMPT)
+    flags = ("--prompts", prompts, "-n", 1, "--json")
+    assert cli("eval", trained, *flags, "--stage", "embedding").document["overall"]["drift"]["mean"] == pytest.approx(
+        0, abs=1e-6
+    )
+    done = cli("eval", trained, *flags, "--max-drift", -0.01)
+    assert done.code == 3
+    assert "above the gate of -0.01" in done.document["error"]["message"]
+
+
+def test_a_judge_that_is_not_there(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    for judge in (tmp_path / "absent", "some-body/some-judge"):
+        done = cli("eval", trained, "-n", 1, "--clip", judge)
+        assert done.code == 7, judge
+        assert "--clip" in done.err
+    assert not (trained / "eval").exists()
+
+
+def test_several_projects_in_one_document(cli: Cli, trained: Path, tmp_path: Path, prompts: Path) -> None:
+    absent = tmp_path / "absent"
+    prompts.write_text(PROMPT)
+    done = cli("eval", absent, trained, "--prompts", prompts, "-n", 1, "--json")
+    assert done.code == 2
+    first, second = done.document["results"]
+    assert (first["project"], first["error"]["exit_code"]) == (str(absent), 2)
+    assert second["project"] == str(trained)
+    assert -1 <= second["identity"] <= 1
+
+
+def test_a_prompt_without_the_concept_cannot_be_scored(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a beach\n")
+    done = cli("eval", trained, "--prompts", file)
+    assert done.code == 2
+    assert "does not name the concept" in done.err
+
+
+def test_identity_and_text_from_raw_features(cli: Cli, trained: Path, prompts: Path) -> None:
+    """Parity with transformers' own CLIP model and processor, read from the pictures `eval` kept."""
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from attnbooth_cli.engine.base_models import bundled_folder
+
+    done = cli("eval", trained, "--prompts", prompts, "-n", 2, "--no-drift", "--json").document
+    folder = bundled_folder()
+    model = CLIPModel(CLIPConfig.from_pretrained(folder / "clip")).eval()
+    text_tower = load_file(folder / "text_encoder" / "model.safetensors")
+    weights = {f"text_model.{name}": tensor for name, tensor in text_tower.items()}
+    model.load_state_dict(load_file(folder / "clip" / "model.safetensors") | weights)
+    processor = CLIPImageProcessorPil.from_pretrained(folder / "clip")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+    def seen(paths: list[Path]) -> np.ndarray:
+        pixels = processor(images=[Image.open(path).convert("RGB") for path in paths], return_tensors="pt")
+        with torch.no_grad():
+            return unit(model.get_image_features(**pixels).pooler_output)
+
+    def unit(rows: torch.Tensor) -> np.ndarray:
+        return (rows / rows.norm(dim=-1, keepdim=True)).double().numpy()
+
+    tokens = tokenizer([row["scored_as"] for row in done["per_prompt"]], padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        said = unit(model.get_text_features(input_ids=tokens.input_ids).pooler_output)
+    own, made = seen(sorted((trained / "images").iterdir())), seen([trained / path for path in done["pictures"]])
+    assert done["identity"] == pytest.approx((made @ own.T).mean(), abs=1e-6)
+    assert done["text"] == pytest.approx(np.mean([made[k] @ said[k // 2] for k in range(4)]), abs=1e-6)
+    wrong = np.mean([made[k] @ said[1 - k // 2] for k in range(4)])
+    assert wrong < done["text"]  # shuffled prompts score lower
+
+
+def test_textual_inversions_protocol(cli: Cli, trained: Path, prompts: Path) -> None:
+    """Identity on its own prompt, text on the others; what was set otherwise is on record."""
+    flags = ("--protocol", "textual-inversion", "--clip", "tiny", "--prompts", prompts, "-n", 1, "--no-drift")
+    document = cli("eval", trained, *flags, "--json").document
+    rows = document["per_prompt"]
+    assert [(row["prompt"], row["counts_for"]) for row in rows] == [
+        ("a photo of a {}", ["identity"]),
+        (PROMPT, ["text"]),
+        ("an oil painting of a {} in the forest", ["text"]),
+    ]
+    assert document["identity"] == pytest.approx(rows[0]["identity"])
+    assert document["text"] == pytest.approx((rows[1]["text"] + rows[2]["text"]) / 2)
+    protocol = document["protocol"]
+    assert (protocol["scheduler"], protocol["steps"], protocol["guidance"]) == ("ddim", 50, 5.0)
+    assert protocol["judge"]["preprocessing"] == "textual-inversion"
+    assert protocol["deviations"] == {"prompts": "own", "pictures_per_prompt": 1, "judge": "tiny"}
+
+
+def test_dreambooths_protocol(cli: Cli, trained: Path, prompts: Path) -> None:
+    flags = ("--protocol", "dreambooth", "--clip", "tiny", "--prompts", "live", "-n", 1, "--no-drift", "--json")
+    absent = cli("eval", trained, *flags)
+    assert absent.code == 7  # its second judge is on the hub
+    assert "--dino" in absent.document["hint"]
+    document = cli("eval", trained, *flags, "--dino", "none").document
+    assert len(document["per_prompt"]) == 25
+    deviations = {"pictures_per_prompt": 1, "judge": "tiny", "dino": "none"}
+    assert document["protocol"]["deviations"] == deviations  # but not its other set of prompts
+    assert "dino identity" not in document["overall"]
+
+
+def test_the_untuned_model_as_a_floor(cli: Cli, trained: Path, prompts: Path) -> None:
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--baseline", "--json")
+    document = cli("eval", trained, *flags).document
+    assert document["made"] == 4
+    untuned = document["untuned"]
+    # Two steps a stage change next to nothing; what differs is the concept's token in the prompt.
+    assert untuned["identity"]["mean"] == pytest.approx(document["identity"], abs=0.2)
+    assert 0 < untuned["text"]["mean"] < 1
+    assert cli("eval", trained, *flags).document["made"] == 0
+    assert document["references"]["count"] == 5
+    assert document["overall"]["identity"]["mean"] < document["references"]["identity"]
+
+
+def test_pictures_held_out_are_scored_beside(cli: Cli, trained: Path, prompts: Path) -> None:
+    held_out = trained / "held-out"
+    held_out.mkdir()
+    for path in sorted((trained / "images").iterdir()):
+        (held_out / path.name).write_bytes(path.read_bytes())
+    prompts.write_text(PROMPT)
+    document = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift", "--json").document
+    assert document["overall"]["held-out identity"]["mean"] == pytest.approx(document["identity"])
+    next(iter(sorted(held_out.iterdir()))).unlink()
+    again = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift", "--json").document
+    assert again["overall"]["held-out identity"]["mean"] != pytest.approx(document["identity"], abs=1e-9)
+    assert again["identity"] == document["identity"]
+
+
+@pytest.fixture
+def dino(tmp_path: Path) -> Path:
+    """A DINO model with random weights, as transformers saves one."""
+    from transformers import ViTConfig, ViTModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    model = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16), add_pooling_layer=False)
+    model.save_pretrained(tmp_path / "dino")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "dino")
+    return tmp_path / "dino"
+
+
+def test_dino_as_a_second_judge(cli: Cli, trained: Path, prompts: Path, dino: Path) -> None:
+    prompts.write_text(PROMPT)
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--json")
+    document = cli("eval", trained, *flags, "--dino", dino).document
+    found = document["overall"]["dino identity"]
+    assert -1 <= found["mean"] <= 1
+    assert found["mean"] != pytest.approx(document["identity"])
+    assert (found["judge"]["kind"], found["judge"]["ref"]) == ("dino", str(dino))
+    assert cli("eval", trained, *flags, "--dino", dino).document["made"] == 0  # another judge makes nothing again
+    for wrong in ("tiny", trained):
+        refused = cli("eval", trained, *flags, "--dino", wrong)
+        assert refused.code == 2, wrong
+    swapped = cli("eval", trained, *flags, "--clip", dino)
+    assert swapped.code == 2
+    assert "must be a CLIP model" in swapped.document["message"]
+
+
+def test_a_comparison_is_paired(cli: Cli, trained: Path, tmp_path: Path, prompts: Path) -> None:
+    import shutil
+
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift")
+    first = cli("eval", trained, *flags, "--json").document
+    done = cli("eval", trained, other, *flags, "--json").document
+    one, two = done["comparison"]
+    assert (one["name"], two["name"]) == (str(trained), str(other))
+    assert one["differences"] == {}
+    assert two["differences"]["identity"] == {"mean": 0, "interval": None, "prompts": 2}
+
+    shown = cli("eval", other, *flags, "--stage", "embedding", "--against", first["report"])
+    lines = shown.out.splitlines()
+    assert [line.strip() for line in lines[-4:-1:2]] == [first["report"], str(other)]
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
+
+
+def test_scores_of_different_protocols_are_not_compared(cli: Cli, trained: Path, prompts: Path) -> None:
+    first = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift", "--json").document
+    done = cli("eval", trained, "--prompts", prompts, "-n", 2, "--no-drift", "--against", first["report"], "--json")
+    assert done.document["comparison"] is None
+    assert "not scored alike" in done.document["not_compared"]
+    assert "no comparison" in done.err
+    broken = trained / "broken.json"
+    broken.write_text("{}")
+    refused: Outcome = cli("eval", trained, "--against", broken)
+    assert refused.code == 2
+    assert "not a report" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--protocol", "mine"], "no protocol 'mine'"),
+        (["--prompts", "mine.txt"], "no file mine.txt"),
+        (["--max-drift", "0.1", "--no-drift"], "--no-drift"),
+        (["--min-text", "nan"], "nan"),
+        (["--checkpoints", "--stage", "unet"], "--stage"),
+    ],
+)
+def test_questions_that_cannot_be_asked(cli: Cli, trained: Path, flags: list[str], why: str) -> None:
+    done = cli("eval", trained, *flags)
+    assert done.code == 2
+    assert why in done.err
+    assert not (trained / "eval").exists()
+
+
+def test_the_bundled_models_prompts_are_in_its_words(engine_loaded: None) -> None:
+    """Nothing unknown to its tokenizer, nothing cut off, and as many as the sets for real models have."""
+    from attnbooth_cli.engine.base_models import resolve
+    from attnbooth_cli.engine.families import load_tokenizer
+    from attnbooth_cli.engine.prompts import COMPLEX, DRIFT, EVALUATION
+
+    tokenizer = load_tokenizer(resolve("tiny"))
+    for sets in (EVALUATION, COMPLEX):
+        assert {name: len(its) for name, its in sets["tiny"].items()} == {
+            name: len(its) for name, its in sets["general"].items()
+        }
+    assert [len(its) for its in EVALUATION["tiny"].values()] == [6, 6, 6, 6]
+    assert [len(its) for its in COMPLEX["tiny"].values()] == [12]
+    texts = [text for sets in (EVALUATION, COMPLEX) for its in sets["tiny"].values() for text in its]
+    texts += [text.format(category="{}") for text in DRIFT["tiny"]]
+    for text in texts:
+        ids: list[int] = tokenizer(text.replace("{}", "cat")).input_ids
+        assert tokenizer.unk_token_id not in ids[1:-1], text
+        assert len(ids) < tokenizer.model_max_length, text
+
+
+def test_an_interrupted_evaluation_goes_on(cli: Cli, trained: Path, prompts: Path, monkeypatch: Any) -> None:
+    """What was made before the interruption is not made again."""
+    from attnbooth_cli.engine import gallery
+
+    original, saved = gallery._save, []
+
+    def stop_after_three(*arguments: Any) -> None:
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(arguments[0])
+        original(*arguments)
+
+    flags = ("--prompts", prompts, "-n", 2, "--no-drift", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery, "_save", stop_after_three)
+        assert cli("eval", trained, *flags).code == 130
+    assert len(list((trained / "eval" / "pictures").rglob("*.png"))) == 3
+    assert cli("eval", trained, *flags).document["made"] == 1
+    report = json.loads(next((trained / "eval").glob("*/scores.json")).read_text(encoding="utf-8"))
+    assert len(report["pictures"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "full", "rest"),
+    [
+        ("a photo of a red {} on the beach", "a photo of a red cat on the beach", "a photo, red, on the beach"),
+        ("A Photo Of A {}", "A Photo Of A cat", "A Photo"),
+        ("pixel art of a {} in the city", "pixel art of a cat in the city", "pixel art, in the city"),
+        ("a small {} next to a tree, oil", "a small cat next to a tree, oil", "small, next to a tree, oil"),
+        ("a photo of <it> cat on the beach", "a photo of cat on the beach", "a photo, on the beach"),
+        ("a photo of a <it> on the beach", "a photo of a cat on the beach", "a photo, on the beach"),
+        ("a photo of a {} and a {} on the beach", "a photo of a cat and a cat on the beach", "a photo, on the beach"),
+        ("two {} on a beach", "two cat on a beach", "two, on a beach"),
+        ("a {}'s house", "a cat's house", "house"),
+        ("a {}", "a cat", None),
+        ("{}", "cat", None),
+    ],
+)  # fmt: skip
+def test_how_a_prompt_is_scored(engine_loaded: None, prompt: str, full: str, rest: str | None) -> None:
+    from attnbooth_cli.engine.question import without_concept, without_placeholder
+    from attnbooth_cli.engine.tokens import placeholder
+
+    concept = placeholder("<it>", 1, "cat")
+    assert without_placeholder(prompt, concept) == full
+    assert without_concept(prompt, concept) == rest
+
+
+def test_one_prompt_in_three_spellings_counts_once(cli: Cli, trained: Path, prompts: Path) -> None:
+    prompts.write_text(f"{PROMPT}\na photo of a <toadstool> mushroom on the beach\n{PROMPT}\n")
+    document = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift", "--json").document
+    assert [row["prompt"] for row in document["per_prompt"]] == [PROMPT]
+
+
+def test_training_pictures_that_changed_are_not_scored_against(cli: Cli, trained: Path, prompts: Path) -> None:
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--json")
+    before = cli("eval", trained, *flags).document
+    first, second, *_ = sorted((trained / "images").iterdir())
+    (trained / "images" / "another.png").write_bytes(second.read_bytes()[:-20] + second.read_bytes()[-20:])
+    assert cli("eval", trained, *flags).document["identity"] == before["identity"]  # what was added does not count
+    first.write_bytes(second.read_bytes())
+    refused = cli("eval", trained, *flags)
+    assert refused.code == 2
+    assert f"{first} is missing or changed" in refused.document["message"]
+
+
+def test_another_base_model_in_its_place_is_refused(cli: Cli, project: Path, prompts: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from attnbooth_cli.engine.base_models import bundled_folder
+    from tests.conftest import SHORT, flip_byte
+
+    base = Path(shutil.copytree(bundled_folder(), tmp_path / "base"))
+    manifest = project / "attnbooth.toml"
+    manifest.write_text(manifest.read_text().replace('model = "tiny"', f'model = "{base}"'))
+    assert cli("train", project, *SHORT, "--until", "embedding", "-q").code == 0
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--clip", "tiny", "--json")
+    first = cli("eval", project, *flags).document
+    vae = base / "vae" / "diffusion_pytorch_model.safetensors"
+    flip_byte(vae)
+    assert cli("eval", project, *flags).document["made"] == first["made"]  # other weights, other pictures
+    flip_byte(base / "unet" / "diffusion_pytorch_model.safetensors")
+    refused = cli("eval", project, *flags)
+    assert refused.code == 7
+    assert "other weights" in refused.document["message"]
+
+
+def test_damaged_caches_are_made_anew(cli: Cli, trained: Path, prompts: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    flags = ("--prompts", prompts, "-n", 2, "--no-drift", "--json")
+    first = cli("eval", trained, *flags).document
+    cut, empty, folder, _ = (trained / name for name in first["pictures"])
+    cut.write_bytes(cut.read_bytes()[:100])
+    empty.write_bytes(b"")
+    folder.unlink()
+    folder.mkdir()
+    again = cli("eval", trained, *flags).document
+    assert again["made"] == 3
+    assert again["identity"] == pytest.approx(first["identity"], abs=1e-3)
+    (features,) = (trained / "eval" / "features").iterdir()
+    kept = load_file(features)
+    for damage in (lambda row: row * float("nan"), lambda row: row[:5]):
+        save_file({key: damage(row).clone() for key, row in kept.items()}, features)
+        assert cli("eval", trained, *flags).document["identity"] == again["identity"]
+    some = dict(list(kept.items())[:3])
+    save_file({key: row[:5].clone() for key, row in some.items()}, features)
+    assert cli("eval", trained, *flags).document["identity"] == again["identity"]
+    shutil.rmtree(trained / "eval" / "pictures")
+    assert cli("eval", trained, *flags).document["made"] == 4
+
+
+def test_nothing_passes_a_gate_by_being_no_number() -> None:
+    from attnbooth_cli.engine.gates import Gates
+    from attnbooth_cli.errors import GateError
+
+    nan = float("nan")
+    Gates().check(nan, nan, nan)
+    for gates in (Gates(min_identity=-1), Gates(min_text=-1), Gates(max_drift=2)):
+        with pytest.raises(GateError):
+            gates.check(nan, nan, nan)
+
+
+def test_a_judge_is_known_by_all_its_weights(cli: Cli, trained: Path, prompts: Path, tmp_path: Path) -> None:
+    """The same weights elsewhere are the same judge; another text tower is another one."""
+    import shutil
+
+    from attnbooth_cli.engine.base_models import bundled_folder
+    from tests.conftest import flip_byte
+
+    judge = Path(shutil.copytree(bundled_folder(), tmp_path / "judge"))
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--json")
+    first = cli("eval", trained, *flags).document
+    assert cli("eval", trained, *flags, "--clip", judge, "--against", first["report"]).document["comparison"]
+    flip_byte(judge / "text_encoder" / "model.safetensors")
+    other = cli("eval", trained, *flags, "--clip", judge, "--against", first["report"]).document
+    assert "judge is" in other["not_compared"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schema": 2, "per_prompt": []}',
+        '{"schema": 2, "per_prompt": 3}',
+        '{"schema": 2, "identity": NaN, "text": 0.1, "per_prompt": []}',
+        "[]",
+    ],
+)
+def test_reports_that_are_none(cli: Cli, trained: Path, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "report.json"
+    file.write_text(text)
+    refused = cli("eval", trained, "--against", file)
+    assert refused.code == 2
+    assert "not a report" in refused.err
+    assert not (trained / "eval").exists()
