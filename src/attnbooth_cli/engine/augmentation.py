@@ -35,7 +35,25 @@ def unaugmented(picture: Image.Image, resolution: int, generator: torch.Generato
     return _flip_and_crop(picture, resolution, 1.0, (0.5, 0.5))
 
 
-AUGMENTATIONS: dict[str, Augment] = {"published": published, "upright": upright, "none": unaugmented}
+def stretched(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
+    """Textual Inversion's: stretched to a square, every other one flipped (its ldm/data/personalized.py)."""
+    (flip,) = torch.rand(1, generator=generator).tolist()
+    square = picture.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip < 0.5 else square
+
+
+def cropped(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
+    """DreamBooth's: a random square crop (huggingface/diffusers, train_dreambooth.py without --center_crop)."""
+    return _flip_and_crop(picture, resolution, 1.0, torch.rand(2, generator=generator).tolist())
+
+
+AUGMENTATIONS: dict[str, Augment] = {
+    "published": published,
+    "upright": upright,
+    "stretched": stretched,
+    "cropped": cropped,
+    "none": unaugmented,
+}
 
 
 def shorter_side(picture: Image.Image, length: int) -> Image.Image:

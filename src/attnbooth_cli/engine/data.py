@@ -80,6 +80,10 @@ class LatentSource:
         timesteps = [torch.randint(self.train_timesteps, (1,), generator=keyed_generator(*k, "timestep")) for k in keys]
         return Batch(latents, _normal(keys, "noise", mean), torch.cat(timesteps).to(mean.device))
 
+    def prompt_number(self, stage: str, step: int, index: int, prompts: int) -> int:
+        """Which of several training prompts a sample has, uniformly."""
+        return int(torch.randint(prompts, (1,), generator=keyed_generator(self.seed, stage, step, index, "prompt")))
+
     def _draw(self, stage: str, step: int, index: int, batch_size: int) -> Draw:
         number = step * batch_size + index
         if self.pool:

@@ -1,18 +1,22 @@
 """Methods as data: what each stage trains, for how long, at which rate, under which regulariser.
 
-A fast mode or an ablation is other values in these tables, never other code. Imports nothing heavy: the plan is built
-from here before torch is loaded.
+A fast mode, an ablation or another paper's method is other values in these tables, never other code. Imports nothing
+heavy: the plan is built from here before torch is loaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 StageName = Literal["embedding", "attention", "unet"]
 """What a stage trains: the embedding rows of [V]; the cross-attention modules; the whole U-Net."""
 
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
+
+AdapterName = Literal["lora", "oft", "mapper"]
+"""What is trained in place of a stage's own weights: of the U-Net see `adapters`, of [V] see `neti`."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class Stage:
         mean_weight: lambda_mu of the attention regulariser.
         variance_weight: lambda_sigma of the attention regulariser.
         enabled: Off for an ablation that leaves the stage out.
+        prior_weight: lambda of the prior-preservation loss (DreamBooth, equation 2); 0 for none.
+        adapter: What is trained in place of the stage's own weights: LoRA or OFT in stage `unet`, NeTI's mapper in
+            stage `embedding`.
+        adapter_size: LoRA's rank; OFT's number of blocks.
     """
 
     name: StageName
@@ -36,6 +44,14 @@ class Stage:
     mean_weight: float
     variance_weight: float
     enabled: bool = True
+    prior_weight: float = 0.0
+    adapter: AdapterName | None = None
+    adapter_size: int = 4
+
+    @property
+    def adapts_unet(self) -> bool:
+        """Whether an adapter stands in for the U-Net's weights."""
+        return self.name == "unet" and self.adapter is not None
 
     @property
     def regularised(self) -> bool:
@@ -45,29 +61,45 @@ class Stage:
 
 @dataclass(frozen=True)
 class AdamW:
-    """The optimiser's constants (reference script's defaults, used for every stage)."""
+    """The optimiser's constants (the reference script's defaults, used for every stage).
+
+    Attributes:
+        max_gradient_norm: Gradients are scaled down to this norm; None for not at all.
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-2
+    max_gradient_norm: float | None = None
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to personalise: its stages in order, its presets, and the training prompt.
+    """A way to personalise: its stages in order, its presets, and the training prompts.
 
     Attributes:
         presets: Preset name -> stage name -> the values it changes.
-        prompt: The training prompt; `{}` stands for `[V] C`.
+        prompts: Training prompts; one is drawn for each sample where there are several. `{}` stands for the concept.
+        with_category: Whether `{}` means `[V] C`, in training and afterwards, or [V] alone.
+        rare_token: Whether [V] starts as the base model's rare token, and not as the category.
+        settings: Settings beside the stages' that belong to it, by key; they go before the base model's.
         source: Where the values were read.
     """
 
     name: str
     stages: tuple[Stage, ...]
     presets: dict[str, dict[StageName, dict[str, float | int]]]
-    prompt: str
+    prompts: tuple[str, ...]
     optimizer: AdamW
     source: str
+    with_category: bool = True
+    rare_token: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """The method that this one is, or is an ablation of."""
+        return self.name.partition("-without-")[0]
 
 
 ATTNDREAMBOOTH = Method(
@@ -79,9 +111,137 @@ ATTNDREAMBOOTH = Method(
     ),
     # Fast mode changes stage 3 alone; half the batch also halves the regulariser's pull, as in the reference.
     presets={"fast": {"unet": {"steps": 200, "learning_rate": 1e-5, "batch_size": 4}}},
-    prompt="a photo of a {}",
+    prompts=("a photo of a {}",),
     optimizer=AdamW(),
     source="AttnDreamBooth (Pang et al., NeurIPS 2024), the authors' released scripts",
 )
 
-METHODS: dict[str, Method] = {ATTNDREAMBOOTH.name: ATTNDREAMBOOTH}
+
+def _stages(**used: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """AttnDreamBooth's three stages without regulariser, those that are not named switched off."""
+    return tuple(
+        replace(stage, mean_weight=0.0, variance_weight=0.0, enabled=stage.name in used, **used.get(stage.name, {}))
+        for stage in ATTNDREAMBOOTH.stages
+    )
+
+
+# The distinct ones of imagenet_templates_small in rinongal/textual_inversion, ldm/data/personalized.py (MIT), with the
+# number of times they stand there: the list names three media, and some templates once for each.
+_OF_MEDIUM = (
+    "{medium} of a {{}}", "{medium} of a clean {{}}", "{medium} of a dirty {{}}", "{medium} of my {{}}",
+    "{medium} of the cool {{}}", "{medium} of the {{}}", "{medium} of one {{}}", "{medium} of the clean {{}}",
+    "{medium} of a nice {{}}", "{medium} of the nice {{}}", "{medium} of the small {{}}", "{medium} of the weird {{}}",
+    "{medium} of the large {{}}", "{medium} of a cool {{}}", "{medium} of a small {{}}",
+)  # fmt: skip
+_OF_ALL = (
+    "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}", "a dark photo of the {}",
+    "a close-up photo of a {}", "a bright photo of the {}", "a cropped photo of a {}", "a good photo of the {}",
+    "a close-up photo of the {}", "a rendition of the {}", "a rendition of a {}", "a good photo of a {}",
+)  # fmt: skip
+TEMPLATES = tuple(
+    template
+    for medium in ("a photo", "an illustration", "a depiction")
+    for template in (*(text.format(medium=medium) for text in _OF_MEDIUM), *_OF_ALL)
+)
+"""Textual Inversion's training prompts for objects."""
+
+TEXTUAL_INVERSION = Method(
+    name="textual-inversion",
+    stages=_stages(embedding={"steps": 6100, "learning_rate": 5e-3, "batch_size": 2}),
+    presets={},
+    prompts=TEMPLATES,
+    optimizer=AdamW(),
+    source="Textual Inversion (Gal et al., ICLR 2023); rinongal/textual_inversion, "
+    "configs/stable-diffusion/v1-finetune.yaml: base_learning_rate 5.0e-03, batch_size 2, max_steps 6100",
+    with_category=False,
+    settings={"train.augmentation": "stretched"},
+)
+
+DREAMBOOTH = Method(
+    name="dreambooth",
+    stages=_stages(unet={"steps": 800, "learning_rate": 5e-6, "batch_size": 1, "prior_weight": 1.0}),
+    presets={},
+    prompts=("a photo of {}",),
+    optimizer=AdamW(max_gradient_norm=1.0),
+    source="DreamBooth (Ruiz et al., CVPR 2023); huggingface/diffusers, examples/dreambooth/README.md, 'Training with "
+    "prior-preservation loss', and train_dreambooth.py: max_grad_norm 1.0",
+    rare_token=True,
+    settings={"train.augmentation": "cropped", "train.prior_pictures": 200},
+)
+
+TI_DB = Method(
+    name="ti-db",
+    stages=_stages(embedding={"steps": 500}, unet={}),
+    presets={},
+    prompts=ATTNDREAMBOOTH.prompts,
+    optimizer=AdamW(),
+    source="Textual Inversion, then DreamBooth: AttnDreamBooth without stage 2 and without the regulariser, its stage "
+    "1 carried on to 500 steps (our choice; the paper says only that it is optimised for longer)",
+)
+
+LORA = Method(
+    name="lora",
+    stages=_stages(unet={"steps": 500, "learning_rate": 1e-4, "batch_size": 1, "adapter": "lora"}),
+    presets={},
+    prompts=("a photo of {}",),
+    optimizer=AdamW(max_gradient_norm=1.0),
+    source="LoRA (Hu et al., ICLR 2022) for DreamBooth; huggingface/diffusers, examples/dreambooth/README.md, "
+    "'Training with Low-Rank Adaptation', and train_dreambooth_lora.py: rank 4, q, k, v and output of every attention",
+    rare_token=True,
+    settings={"train.augmentation": "cropped"},
+)
+
+OFT = Method(
+    name="oft",
+    stages=_stages(unet={"steps": 2005, "learning_rate": 6e-5, "batch_size": 1, "prior_weight": 1.0, "adapter": "oft"}),
+    presets={},
+    prompts=("a photo of {}",),
+    optimizer=AdamW(max_gradient_norm=1.0),
+    source="OFT (Qiu et al., NeurIPS 2023); Zeju1997/oft, oft-db/train_dreambooth_oft.sh: r 4, learning rate "
+    "6e-5, 2005 steps, prior weight 1, 200 class pictures; without its bound on the rotations (--coft)",
+    rare_token=True,
+    settings={"train.augmentation": "cropped", "train.prior_pictures": 200},
+)
+
+
+NETI = Method(
+    name="neti",
+    stages=_stages(embedding={"steps": 1000, "learning_rate": 8e-3, "batch_size": 8, "adapter": "mapper"}),
+    presets={},
+    prompts=TEMPLATES[:27],
+    optimizer=AdamW(),
+    source="NeTI (Alaluf et al., SIGGRAPH Asia 2023); NeuralTextualInversion/NeTI, training/config.py: learning rate "
+    "1e-3 times batch 2 times accumulation 4 (scale_lr), 1000 steps",
+    with_category=False,
+    settings={"train.augmentation": "stretched"},
+)
+
+
+def _without(part: str) -> Method:
+    """An ablation of AttnDreamBooth: a stage left out, or the regulariser."""
+    off = {"mean_weight": 0.0, "variance_weight": 0.0}
+    stages = tuple(
+        replace(stage, **(off if part == "regulariser" else {"enabled": stage.enabled and stage.name != part}))
+        for stage in ATTNDREAMBOOTH.stages
+    )
+    return replace(
+        ATTNDREAMBOOTH,
+        name=f"{ATTNDREAMBOOTH.name}-without-{part}",
+        stages=stages,
+        source=f"{ATTNDREAMBOOTH.source}; the paper's ablation",
+    )
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        ATTNDREAMBOOTH,
+        TEXTUAL_INVERSION,
+        DREAMBOOTH,
+        TI_DB,
+        LORA,
+        OFT,
+        NETI,
+        *(_without(part) for part in (*STAGE_NAMES, "regulariser")),
+    )
+}

@@ -40,12 +40,15 @@ DEFAULTS: dict[str, Any] = {
     "train.regulariser": True,
     "train.augmentation": "published",  # the reference's dataset class
     "train.augmentation_pool": 0,  # 0: a fresh augmentation for every draw
+    "train.prior_pictures": 200,  # of the class, where a stage has a prior weight (diffusers' dreambooth/README.md)
 }
-_STAGE_KEYS = ("enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight")
+_STAGE_KEYS = (
+    "enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight", "prior_weight", "adapter_size",
+)  # fmt: skip
 _PLAIN_KEYS = (
     "method", "schedule", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
     "sample_every", "snapshot_every", "micro_batch_size", "gradient_checkpointing", "regulariser", "augmentation",
-    "augmentation_pool",
+    "augmentation_pool", "prior_pictures",
 )  # fmt: skip
 _NOT_IDENTITY = {
     "schedule", "device", "checkpoint_every", "sample_every", "snapshot_every", "micro_batch_size",
@@ -90,14 +93,23 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that determines a run. `origins` says where each setting's value came from."""
+    """Everything that determines a run.
+
+    Attributes:
+        prompts: Training prompts; one is drawn for each sample where there are several.
+        with_category: Whether `{}` means `[V] C` or [V] alone.
+        initial: The word whose first piece [V] starts from.
+        origins: Where each setting's value came from.
+    """
 
     concept: Concept
     base: Base
     pictures: tuple[PictureFile, ...]
     method: str
     schedule: Literal["recommended", "paper"]
-    prompt: str
+    prompts: tuple[str, ...]
+    with_category: bool
+    initial: str
     stages: tuple[Stage, ...]
     seed: int
     resolution: int
@@ -110,8 +122,9 @@ class Plan:
     micro_batch_size: int
     gradient_checkpointing: bool
     regulariser: bool
-    augmentation: Literal["published", "upright", "none"]
+    augmentation: Literal["published", "upright", "stretched", "cropped", "none"]
     augmentation_pool: int
+    prior_pictures: int
     smoke: bool
     origins: dict[str, str]
 
@@ -182,11 +195,12 @@ def build_plan(
     ]
     method = _method(_last(above, "train.method") or DEFAULTS["train.method"])
     paper = (_last(above, "train.schedule") or DEFAULTS["train.schedule"]) == "paper"
-    factors = {} if paper else entry.rate_factors
+    factors = {} if paper else entry.rate_factors.get(method.family, {})
     preset = _preset_layer(method, "fast", "--fast", factors, entry.name) if fast else Layer("--fast", {})
     recommended = {} if paper else {**entry.settings, **_rates(method, factors)}
     base_layer = Layer(f"base model {entry.name}", {"train.resolution": resolution, **recommended})
-    layers = [Layer("default", DEFAULTS), _method_layer(method), base_layer, preset, *above]
+    own = Layer(f"method {method.name}", method.settings)
+    layers = [Layer("default", DEFAULTS), _method_layer(method), base_layer, own, preset, *above]
     if smoke:
         layers.append(_smoke_layer())
     values, origins = _merge(layers)
@@ -198,7 +212,7 @@ def build_plan(
     if not values["train.regulariser"]:
         for key in (f"train.{name}.{weight}" for name in STAGE_NAMES for weight in ("mean_weight", "variance_weight")):
             values[key], origins[key] = 0.0, "train.regulariser = false"
-    stages = tuple(_stage(name, values) for name in STAGE_NAMES)
+    stages = tuple(_stage(stage, values) for stage in method.stages)
     if not any(stage.enabled for stage in stages):
         raise InputError("every stage is disabled: nothing would be trained", "enable one of train.<stage>.enabled")
     concept = manifest.concept
@@ -207,9 +221,12 @@ def build_plan(
         base=base,
         pictures=tuple(pictures),
         stages=stages,
+        prompts=_prompts(values["train.prompt"], stages),
+        with_category=method.with_category,
+        initial=entry.rare_token if method.rare_token else concept.category,
         smoke=smoke,
         origins=origins,
-        **{key: values[f"train.{key}"] for key in _PLAIN_KEYS},
+        **{key: values[f"train.{key}"] for key in _PLAIN_KEYS if key != "prompt"},
     )
     return plan, warnings
 
@@ -248,7 +265,8 @@ def plan_from_json(text: str, where: str) -> Plan:
 def settings_of(plan: Plan) -> dict[str, tuple[Any, str]]:
     """Every setting of the plan with its origin, by key, in reading order: what `--dry-run` prints."""
     document = dataclasses.asdict(plan)
-    table = {f"train.{key}": document[key] for key in document if f"train.{key}" in plan.origins}
+    table = {"train.prompt": plan.prompts[0] if len(plan.prompts) == 1 else f"one of {len(plan.prompts)}"}
+    table |= {f"train.{key}": document[key] for key in document if f"train.{key}" in plan.origins}
     for stage in plan.stages:
         table |= {f"train.{stage.name}.{key}": getattr(stage, key) for key in _STAGE_KEYS}
     return {key: (value, plan.origins[key]) for key, value in table.items()}
@@ -270,8 +288,17 @@ def differences(old: Plan, new: Plan) -> tuple[str, ...]:
     return tuple(f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed)
 
 
-def _stage(name: StageName, values: Mapping[str, Any]) -> Stage:
-    return Stage(name=name, **{key: values[f"train.{name}.{key}"] for key in _STAGE_KEYS})
+def _stage(stage: Stage, values: Mapping[str, Any]) -> Stage:
+    return dataclasses.replace(stage, **{key: values[f"train.{stage.name}.{key}"] for key in _STAGE_KEYS})
+
+
+def _prompts(said: str | tuple[str, ...], stages: Sequence[Stage]) -> tuple[str, ...]:
+    prompts = (said,) if isinstance(said, str) else said
+    if len(prompts) > 1 and any(stage.regularised and stage.enabled for stage in stages):
+        raise InputError(
+            "the attention regulariser needs one training prompt, and this method has several", "--set train.prompt=..."
+        )
+    return prompts
 
 
 def _method(name: str) -> Method:
@@ -281,7 +308,8 @@ def _method(name: str) -> Method:
 
 
 def _method_layer(method: Method) -> Layer:
-    values: dict[str, Any] = {"train.method": method.name, "train.prompt": method.prompt}
+    prompts = method.prompts[0] if len(method.prompts) == 1 else method.prompts
+    values: dict[str, Any] = {"train.method": method.name, "train.prompt": prompts}
     for stage in method.stages:
         values |= {f"train.{stage.name}.{key}": getattr(stage, key) for key in _STAGE_KEYS}
     return Layer(f"method {method.name}", values)
@@ -315,7 +343,8 @@ def _preset_layer(method: Method, preset: str, flag: str, factors: Mapping[str, 
 
 def _smoke_layer() -> Layer:
     changes = {"steps": SMOKE_STEPS, "batch_size": SMOKE_BATCH_SIZE}
-    return Layer("--smoke", {f"train.{name}.{key}": value for name in STAGE_NAMES for key, value in changes.items()})
+    stages = {f"train.{name}.{key}": value for name in STAGE_NAMES for key, value in changes.items()}
+    return Layer("--smoke", {**stages, "train.prior_pictures": SMOKE_BATCH_SIZE})
 
 
 def _environment_layer(environment: Mapping[str, str]) -> Layer:

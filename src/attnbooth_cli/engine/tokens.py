@@ -29,19 +29,21 @@ class Placeholder:
         token: The text that stands for [V] in prompts, such as `<my-cat>`.
         tokens: One tokenizer entry per embedding row.
         category: The super-category, such as `cat`.
+        with_category: Whether `{}` means `[V] C` or [V] alone.
     """
 
     token: str
     tokens: tuple[str, ...]
     category: str
+    with_category: bool = True
 
     def prompt(self, prompt: str) -> str:
-        """Replaces `{}` by `[V] C`, and [V] by all of its tokens.
+        """Replaces `{}` by `[V] C` or [V], and [V] by all of its tokens.
 
         Raises:
             InputError: the prompt names no concept.
         """
-        text = prompt.replace("{}", f"{self.token} {self.category}")
+        text = prompt.replace("{}", f"{self.token} {self.category}" if self.with_category else self.token)
         if self.token not in text:
             raise InputError(
                 f"the prompt {_short(prompt)!r} does not name the concept",
@@ -50,9 +52,9 @@ class Placeholder:
         return text.replace(self.token, " ".join(self.tokens))
 
 
-def placeholder(token: str, vectors: int, category: str) -> Placeholder:
+def placeholder(token: str, vectors: int, category: str, with_category: bool = True) -> Placeholder:
     """The placeholder of a concept with `vectors` embedding rows."""
-    return Placeholder(token, (token, *(f"{token}_{i}" for i in range(1, vectors))), category)
+    return Placeholder(token, (token, *(f"{token}_{i}" for i in range(1, vectors))), category, with_category)
 
 
 def category_pieces(tokenizer: Any, category: str) -> tuple[str, ...]:
@@ -72,8 +74,17 @@ def category_pieces(tokenizer: Any, category: str) -> tuple[str, ...]:
     return tuple(_readable(piece) for piece in tokenizer.tokenize(category))
 
 
-def add_placeholder(tokenizer: Any, text_encoder: Any, concept: Placeholder) -> Tensor:
-    """Adds [V] to the tokenizer and the embedding table; every row starts as the category's first piece.
+def knows(tokenizer: Any, text: str) -> bool:
+    """Whether a tokenizer has every word of `text` in pieces larger than single characters."""
+    pieces = {word: tokenizer.tokenize(word) for word in text.split()}
+    return all(len(its) == 1 or len(word) / max(len(its), 1) >= MIN_PIECE_LENGTH for word, its in pieces.items())
+
+
+def add_placeholder(tokenizer: Any, text_encoder: Any, concept: Placeholder, initial: str | None = None) -> Tensor:
+    """Adds [V] to the tokenizer and the embedding table.
+
+    Args:
+        initial: The word whose first piece every row starts as; the category by default.
 
     Returns:
         The rows' initial values, [n, d] float32.
@@ -82,7 +93,7 @@ def add_placeholder(tokenizer: Any, text_encoder: Any, concept: Placeholder) -> 
         InputError: the tokenizer has such a token already.
     """
     require_new_token(tokenizer, concept)
-    (first_id, *_) = tokenizer(concept.category, add_special_tokens=False).input_ids
+    (first_id, *_) = tokenizer(initial or concept.category, add_special_tokens=False).input_ids
     tokenizer.add_tokens(list(concept.tokens))
     table = text_encoder.get_input_embeddings()
     if len(tokenizer) > table.num_embeddings:

@@ -39,6 +39,8 @@ class StageTable(_Table):
     batch_size: Positive | None = None
     mean_weight: Weight | None = None
     variance_weight: Weight | None = None
+    prior_weight: Weight | None = None
+    adapter_size: Annotated[int, Field(gt=0, le=1024)] | None = None
 
 
 class TrainTable(_Table):
@@ -58,8 +60,9 @@ class TrainTable(_Table):
     micro_batch_size: Annotated[int, Field(ge=0)] | None = None
     gradient_checkpointing: bool | None = None
     regulariser: bool | None = None
-    augmentation: Literal["published", "upright", "none"] | None = None
+    augmentation: Literal["published", "upright", "stretched", "cropped", "none"] | None = None
     augmentation_pool: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    prior_pictures: Annotated[int, Field(gt=0, le=100_000)] | None = None
     embedding: StageTable = StageTable()
     attention: StageTable = StageTable()
     unet: StageTable = StageTable()
