@@ -72,7 +72,7 @@ def settings() -> Iterator[str]:
         elif key == "train.resolution":
             default = "the base model's own"
         else:
-            default = {**DEFAULTS, "train.prompt": ATTNDREAMBOOTH.prompt}[key]
+            default = {**DEFAULTS, "train.prompt": ATTNDREAMBOOTH.prompts[0]}[key]
         shown = str(default).lower() if isinstance(default, bool) else str(default)
         yield f"| `{key}` | {shown} | `{setting_variable(key)}` |\n"
 

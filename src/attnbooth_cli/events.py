@@ -70,6 +70,7 @@ class Stepped:
     diffusion_loss: float
     attention_loss: float
     seconds: float
+    prior_loss: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def make_subject(components: Components, vectors: int = 1, category: str = "cat"
     rows = add_placeholder(encoder.tokenizer, encoder.model, concept)
     noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
     parameter = nn.Parameter(rows + 0.05 * noise, requires_grad=False)
-    return Subject(components, concept, parameter, concept.prompt("a photo of a {}"))
+    return Subject(components, concept, parameter, (concept.prompt("a photo of a {}"),))
 
 
 def make_source(components: Components, **changes: object) -> LatentSource:

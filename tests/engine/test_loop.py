@@ -68,7 +68,7 @@ def test_a_stage_changes_its_parameters_and_no_other_bit(
 
 
 def test_cross_attention_parameters_are_the_projections_without_norms(subject: Subject) -> None:
-    names = trainable_parameters(subject, "attention")
+    names = trainable_parameters(subject, ATTENTION)
     kinds = {name.split(".attn2.")[1] for name in names}
     assert kinds == {"to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias"}
     assert len(names) == 5 * len(cross_attention_modules(subject.components.unet))
@@ -84,19 +84,20 @@ def test_nothing_stays_trainable_and_processors_are_restored(subject: Subject, a
 def gradients(
     subject: Subject, stage: Stage, accelerator: Accelerator, micro_batch_size: int, *, checkpoint: bool = False
 ) -> tuple[dict[str, Tensor], loop.StepLosses]:
-    parameters = trainable_parameters(subject, stage.name)
+    parameters = trainable_parameters(subject, stage)
     with (
         only_trainable(parameters),
         checkpointing(subject.components.unet, checkpoint),
         recording(stage, subject) as recorder,
     ):
+        source = make_source(subject.components)
         losses = accumulate_gradients(
             stage,
             0,
             subject,
-            make_source(subject.components),
+            source,
             accelerator,
-            conditioning_of(stage, subject, accelerator),
+            conditioning_of(stage, subject, source, accelerator),
             recorder,
             micro_batch_size,
         )

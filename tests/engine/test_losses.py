@@ -58,7 +58,7 @@ def test_regulariser_in_the_unet_equals_hooked_projections(components: Component
     """R from the recorder equals softmax(q k^T) in float64 from hooks on to_q and to_k, to 1e-5."""
     subject = make_subject(components, vectors)
     (encoder,) = components.text_encoders
-    columns = recorded_positions(encoder.tokenizer, subject.placeholder, subject.prompt, 32)
+    columns = recorded_positions(encoder.tokenizer, subject.placeholder, subject.prompts[0], 32)
     assert len(columns) == vectors + 1
     projected: dict[str, dict[str, torch.Tensor]] = {}
     handles = []
@@ -70,7 +70,7 @@ def test_regulariser_in_the_unet_equals_hooked_projections(components: Component
 
             handles.append(getattr(module, part).register_forward_hook(keep))
     with torch.no_grad():
-        conditioning = FAMILIES["stable-diffusion"].encode(components, [subject.prompt])
+        conditioning = FAMILIES["stable-diffusion"].encode(components, subject.prompts)
         hidden = conditioning["encoder_hidden_states"].expand(batch, -1, -1)
         latents = torch.randn(batch, *latent_shape(components), generator=torch.Generator().manual_seed(2))
         with recording_statistics(components.unet, columns) as recorder, recorder.armed():

@@ -29,10 +29,10 @@ STAGE = replace(ATTNDREAMBOOTH.stages[1], batch_size=8, mean_weight=50.0, varian
 def main(path: Path) -> None:
     accelerator = make_accelerator(torch.device("cpu"), "float32")
     subject = make_subject(load_components(resolve("tiny")))
-    parameters = trainable_parameters(subject, STAGE.name)
+    parameters = trainable_parameters(subject, STAGE)
     source = make_source(subject.components)
     with only_trainable(parameters), recording(STAGE, subject) as recorder:
-        conditioning = conditioning_of(STAGE, subject, accelerator)
+        conditioning = conditioning_of(STAGE, subject, source, accelerator)
         losses = accumulate_gradients(STAGE, 0, subject, source, accelerator, conditioning, recorder, 0)
         add_over_processes(parameters, accelerator)
         if accelerator.is_main_process:

@@ -140,5 +140,6 @@ class _Bars:
 
 
 def losses(event: Stepped) -> str:
-    """Both terms of the objective."""
-    return f"diffusion {event.diffusion_loss:.4f}  attention {event.attention_loss:.2e}"
+    """The terms of the objective."""
+    prior = f"  prior {event.prior_loss:.4f}" if event.prior_loss else ""
+    return f"diffusion {event.diffusion_loss:.4f}  attention {event.attention_loss:.2e}{prior}"

@@ -28,7 +28,11 @@ def train(
     projects: options.Projects,
     fast: Annotated[bool, typer.Option("--fast", help="The paper's fast mode: stage 3 in 200 steps of 4.")] = False,
     method: Annotated[
-        str | None, typer.Option(help="The method; attndreambooth by default. [env: ATTNBOOTH_TRAIN_METHOD]")
+        str | None,
+        typer.Option(
+            help="attndreambooth by default; textual-inversion, dreambooth, ti-db, lora, oft, neti, or an ablation. "
+            "[env: ATTNBOOTH_TRAIN_METHOD]"
+        ),
     ] = None,
     until: Annotated[options.Stage | None, typer.Option(help="The last stage to do.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two steps a stage: does everything work here?")] = False,

@@ -1,7 +1,9 @@
 """`concept/`: the result of training, published as one step and loaded with its hashes checked.
 
 learned_embeds.safetensors   {token: [n, d]} float32, as diffusers' load_textual_inversion reads it
-unet/                        a diffusers U-Net folder, after stage `unet`
+unet/                        a diffusers U-Net folder, after stage `unet`; or, where an adapter was trained,
+ADAPTER                      its weights alone, in diffusers' own form for LoRA (`adapters.FILES`)
+neti_mapper.safetensors      the network that stands for [V], where there is one
 stages/attention.safetensors the cross-attention tensors as stage `attention` left them
 concept.json                 model-card data and the hashes of the other files; written last
 """
@@ -16,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from attnbooth_cli import __version__
+from attnbooth_cli.engine import adapters, neti
 from attnbooth_cli.engine.families import Components
-from attnbooth_cli.engine.methods import STAGE_NAMES, StageName
+from attnbooth_cli.engine.methods import STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan
-from attnbooth_cli.engine.tokens import Placeholder, add_placeholder, placeholder, write_rows
+from attnbooth_cli.engine.tokens import Placeholder, add_placeholder, placeholder, placeholder_ids, write_rows
 from attnbooth_cli.engine.weights import read_tensors, write_tensors
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project import durable
@@ -33,6 +37,7 @@ SCHEMA = 1
 CARD = "concept.json"
 EMBEDDINGS = "learned_embeds.safetensors"
 ATTENTION = "stages/attention.safetensors"
+MAPPER = "neti_mapper.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -81,6 +86,7 @@ class Result:
         stages: The stages that were trained, the last one for `step` steps.
         rows: [n, d], the embedding rows of [V].
         attention: The tensors stage `attention` changed, as it left them; empty if it did not run.
+        adapter: The adapter's tensors, where one was trained in place of the U-Net.
     """
 
     run: str
@@ -92,6 +98,7 @@ class Result:
     placeholder: Placeholder
     rows: Tensor
     attention: dict[str, Tensor]
+    adapter: dict[str, Tensor]
 
 
 def publish(place: Path, result: Result) -> None:
@@ -107,7 +114,11 @@ def publish(place: Path, result: Result) -> None:
         if result.attention:
             (folder / ATTENTION).parent.mkdir()
             write_tensors(folder / ATTENTION, {name: tensor.to(dtype) for name, tensor in result.attention.items()})
-        if "unet" in result.stages:
+        if result.components.layerwise_prompt is not None:
+            write_tensors(folder / MAPPER, result.components.layerwise_prompt.mapper.state_dict())
+        if result.adapter:
+            adapters.write(folder, _unet_stage(plan), result.adapter, dtype)
+        elif "unet" in result.stages:
             unet.save_config(folder / "unet")
             write_tensors(folder / UNET, {name: tensor.to(dtype) for name, tensor in unet.state_dict().items()})
         document = {
@@ -120,7 +131,8 @@ def publish(place: Path, result: Result) -> None:
             "category": plan.concept.category,
             "token": result.placeholder.token,
             "tokens": list(result.placeholder.tokens),
-            "prompt": f"a photo of a {result.placeholder.token} {plan.concept.category}",
+            "with_category": result.placeholder.with_category,
+            "prompt": result.placeholder.prompt("a photo of a {}"),
             "base": result.base,
             "stages": list(result.stages),
             "step": result.step,
@@ -138,7 +150,8 @@ def publish_again(place: Path, card: Card, stage: StageName) -> None:
         ResourceError: it cannot be written.
     """
     verify(card, f"restore it from a copy, or delete {card.folder}")
-    files = {"embedding": (EMBEDDINGS,), "attention": (EMBEDDINGS, ATTENTION)}.get(stage, tuple(card.document["files"]))
+    of_stage = {"embedding": (EMBEDDINGS, MAPPER), "attention": (EMBEDDINGS, MAPPER, ATTENTION)}
+    files = [name for name in card.document["files"] if stage == "unet" or name in of_stage[stage]]
     stages = card.stages[: card.stages.index(stage) + 1]
     with durable.new_directory(place) as folder:
         for name in files:
@@ -177,14 +190,24 @@ def open_card(folder: Path, remedy: str) -> Card:
         if not stages:
             raise ValueError("no stage")
         step = int(document["step"]) if "step" in document else _planned_steps(document, stages[-1])
-        concept = placeholder(document["token"], len(document["tokens"]), document["category"])
+        with_category = bool(document.get("with_category", True))
+        concept = placeholder(document["token"], len(document["tokens"]), document["category"], with_category)
         return Card(folder, concept, stages, step, bool(document["smoke"]), str(document["run"]), document)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} cannot be read ({error})", remedy) from None
 
 
 def _planned_steps(document: dict[str, Any], stage: StageName) -> int:
-    return next(int(planned["steps"]) for planned in document["plan"]["stages"] if planned["name"] == stage)
+    return int(_planned(document, stage)["steps"])
+
+
+def _planned(document: dict[str, Any], stage: StageName) -> dict[str, Any]:
+    found: dict[str, Any] = next(planned for planned in document["plan"]["stages"] if planned["name"] == stage)
+    return found
+
+
+def _unet_stage(plan: Plan) -> Stage:
+    return next(stage for stage in plan.stages if stage.name == "unet")
 
 
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -225,9 +248,16 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
             "use the base model the concept was trained on",
         )
     write_rows(encoder.tokenizer, encoder.model, card.placeholder, rows)
+    if (card.folder / MAPPER).exists():
+        mapper = neti.restored(read_tensors(card.folder / MAPPER))
+        (token_id,) = placeholder_ids(encoder.tokenizer, card.placeholder)[:1]
+        components.layerwise_prompt = neti.LayerwisePrompt(mapper, token_id)
     changed: dict[str, Tensor] = {}
-    if stage == "unet":
+    if stage == "unet" and (card.folder / UNET).exists():
         changed = read_tensors(card.folder / UNET)
+    elif stage == "unet":
+        trained = TypeAdapter(Stage).validate_python(_planned(card.document, "unet"))
+        adapters.apply(components.unet, trained, card.folder)
     elif stage == "attention":
         changed = read_tensors(card.folder / ATTENTION)
     load_tensors(components.unet, changed, str(card.folder))

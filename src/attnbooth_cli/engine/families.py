@@ -33,18 +33,25 @@ class TextEncoder:
 
 @dataclass
 class Components:
-    """A base model taken apart. Weights are float32; `noise_scheduler` is the training schedule (DDPM)."""
+    """A base model taken apart. Weights are float32; `noise_scheduler` is the training schedule (DDPM).
+
+    Attributes:
+        layerwise_prompt: `neti.LayerwisePrompt` where [V] is a network, else None.
+    """
 
     family: str
     text_encoders: tuple[TextEncoder, ...]
     vae: Any
     unet: Any
     noise_scheduler: Any
+    layerwise_prompt: Any = None
 
     def to(self, device: torch.device) -> Components:
         """Moves every model to `device`, in place."""
         for model in (self.unet, self.vae, *(encoder.model for encoder in self.text_encoders)):
             model.to(device)
+        if self.layerwise_prompt is not None:
+            self.layerwise_prompt.mapper.to(device)
         return self
 
     @property
@@ -222,6 +229,7 @@ class ComponentPool:
                 self._loaded[key] = (components, pristine, rows)
             return components
         components, pristine, rows = self._loaded[key]
+        components.layerwise_prompt = None
         components.unet.load_state_dict(pristine)
         for encoder, count in zip(components.text_encoders, rows, strict=True):
             encoder.tokenizer = load_tokenizer(base)

@@ -10,18 +10,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attnbooth_cli.engine import adapters, neti
 from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_modules, recording_statistics
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.data import Batch, LatentSource
 from attnbooth_cli.engine.families import FAMILIES, Components, Conditioning
 from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target
-from attnbooth_cli.engine.methods import AdamW, Stage, StageName
+from attnbooth_cli.engine.methods import AdamW, Stage
 from attnbooth_cli.engine.tokens import (
     Placeholder,
     maximum_length,
@@ -34,16 +36,19 @@ from attnbooth_cli.errors import DivergedError
 
 Parameters = dict[str, nn.Parameter]
 
+CLASS_PROMPT = "a photo of {}"
+"""What the class's pictures are called (huggingface/diffusers, examples/dreambooth/README.md: "a photo of dog")."""
 INITIAL_SCALE = 2.0**16
 """Loss scale of fp16 (torch.amp.GradScaler's default)."""
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """The objective's two terms at one step, over the whole batch."""
+    """The objective's terms at one step, over the whole batch, each with its weight."""
 
     diffusion: float
     attention: float
+    prior: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,15 @@ class Subject:
 
     Attributes:
         rows: [n, d] float32, the embedding rows of [V].
-        prompt: The training prompt with [V] spelt out.
+        prompts: The training prompts with [V] spelt out; one is drawn for each sample.
+        prior: The class's own pictures, for stages with a prior weight.
     """
 
     components: Components
     placeholder: Placeholder
     rows: nn.Parameter
-    prompt: str
+    prompts: tuple[str, ...]
+    prior: LatentSource | None = None
 
 
 @dataclass(frozen=True)
@@ -74,16 +81,17 @@ class Progress:
     seconds: float
 
 
-def trainable_parameters(subject: Subject, stage: StageName) -> Parameters:
+def trainable_parameters(subject: Subject, stage: Stage) -> Parameters:
     """The parameters a stage trains, by name; everything else stays bit-identical.
 
-    embedding: the rows of [V]. attention: every parameter of the U-Net's cross-attention modules, not their norms.
-    unet: the whole U-Net.
+    embedding: the rows of [V], or the network that stands for them. attention: every parameter of the U-Net's
+    cross-attention modules, not their norms. unet: the whole U-Net, or the adapter that is attached to it.
     """
     unet = subject.components.unet
-    match stage:
+    match stage.name:
         case "embedding":
-            return {"placeholder": subject.rows}
+            told = subject.components.layerwise_prompt
+            return dict(told.mapper.named_parameters()) if stage.adapter else {"placeholder": subject.rows}
         case "attention":
             return {
                 f"{name}.{key}": parameter
@@ -91,7 +99,7 @@ def trainable_parameters(subject: Subject, stage: StageName) -> Parameters:
                 for key, parameter in module.named_parameters()
             }
         case "unet":
-            return dict(unet.named_parameters())
+            return adapters.parameters(unet) if stage.adapts_unet else dict(unet.named_parameters())
 
 
 def run_stage(
@@ -117,7 +125,9 @@ def run_stage(
         DivergedError: a loss or a trained weight is no longer finite.
     """
     components = subject.components
-    parameters = trainable_parameters(subject, stage.name)
+    if stage.adapts_unet:
+        adapters.attach(components.unet, stage, source.seed)
+    parameters = trainable_parameters(subject, stage)
     with only_trainable(parameters), checkpointing(components.unet, gradient_checkpointing):
         optimizer = accelerator.prepare(
             torch.optim.AdamW(
@@ -134,8 +144,8 @@ def run_stage(
         if resume:
             _restore(resume, parameters, optimizer, accelerator.scaler)
             first_step = resume.step
-        conditioning = conditioning_of(stage, subject, accelerator)
-        with recording(stage, subject) as recorder:
+        conditioning = conditioning_of(stage, subject, source, accelerator)
+        with told(subject.components), recording(stage, subject) as recorder:
             for step in range(first_step, stage.steps):
                 started = time.perf_counter()
                 optimizer.zero_grad(set_to_none=True)
@@ -143,6 +153,8 @@ def run_stage(
                     stage, step, subject, source, accelerator, conditioning, recorder, micro_batch_size
                 )
                 add_over_processes(parameters, accelerator)
+                if constants.max_gradient_norm is not None:
+                    accelerator.clip_grad_norm_(parameters.values(), constants.max_gradient_norm)
                 optimizer.step()
                 _require_finite(stage, step + 1, losses, parameters)
                 seconds = time.perf_counter() - started
@@ -156,23 +168,38 @@ def accumulate_gradients(
     subject: Subject,
     source: LatentSource,
     accelerator: Any,
-    conditioning: Callable[[], Conditioning],
+    conditioning: Conditioner,
     recorder: StatisticsRecorder | None,
     micro_batch_size: int,
 ) -> StepLosses:
     """Adds this process's share of one step's gradients and returns the losses over the whole batch."""
     share = process_share(stage.batch_size, accelerator.process_index, accelerator.num_processes)
-    totals = torch.zeros(2, device=accelerator.device)
+    totals = torch.zeros(3, device=accelerator.device)
     for indices in split(share, micro_batch_size):
         batch = source.batch(stage.name, step, indices, stage.batch_size)
-        with accelerator.autocast():
-            diffusion, attention = objective(stage, subject.components, batch, conditioning(), recorder)
         # The batch's mean is the sum of its parts' means weighted by their sizes; the regulariser is a sum already.
-        diffusion = diffusion * (len(indices) / stage.batch_size)
-        accelerator.backward(diffusion + attention)
-        totals += torch.stack([diffusion.detach(), attention.detach()])
-    diffusion_total, attention_total = accelerator.reduce(totals, reduction="sum").tolist()
-    return StepLosses(diffusion_total, attention_total)
+        part = len(indices) / stage.batch_size
+        with accelerator.autocast():
+            diffusion, attention = objective(stage, subject.components, batch, conditioning.of(step, indices), recorder)
+        accelerator.backward(part * diffusion + attention)
+        totals[:2] += torch.stack([part * diffusion.detach(), attention.detach()])
+        if stage.prior_weight:
+            prior = part * stage.prior_weight * prior_loss(stage, step, indices, subject, accelerator, conditioning)
+            accelerator.backward(prior)
+            totals[2] += prior.detach()
+    return StepLosses(*accelerator.reduce(totals, reduction="sum").tolist())
+
+
+def prior_loss(
+    stage: Stage, step: int, indices: Sequence[int], subject: Subject, accelerator: Any, conditioning: Conditioner
+) -> Tensor:
+    """The diffusion loss on as many pictures of the class, with the class's prompt (DreamBooth, equation 2)."""
+    if subject.prior is None:
+        raise ValueError(f"stage {stage.name} has a prior weight and no pictures of the class")
+    batch = subject.prior.batch(f"{stage.name} prior", step, indices, stage.batch_size)
+    unregularised = replace(stage, mean_weight=0.0, variance_weight=0.0)
+    with accelerator.autocast():
+        return objective(unregularised, subject.components, batch, conditioning.of_class(), None)[0]
 
 
 def objective(
@@ -185,7 +212,7 @@ def objective(
     """Diffusion loss (mean over the micro-batch) and attention regularisation (sum over it), two float32 scalars.
 
     Args:
-        conditioning: Leading dimension 1; every sample has the same prompt.
+        conditioning: Leading dimension m, or 1 where every sample has the same prompt.
     """
     size = len(batch.timesteps)
     noisy = components.noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
@@ -242,22 +269,67 @@ def _restore(checkpoint: Checkpoint, parameters: Parameters, optimizer: Any, sca
         scaler.load_state_dict(checkpoint.scaler)
 
 
-def conditioning_of(stage: Stage, subject: Subject, accelerator: Any) -> Callable[[], Conditioning]:
-    """How a micro-batch gets the prompt's encoding: anew while the embedding trains, else computed once."""
+@dataclass(frozen=True)
+class Conditioner:
+    """How samples get their prompts' encodings.
+
+    Attributes:
+        of: Step and the samples' indices to a conditioning of leading dimension m, or 1 where there is one prompt.
+        of_class: The conditioning of the class's prompt, leading dimension 1.
+    """
+
+    of: Callable[[int, Sequence[int]], Conditioning]
+    of_class: Callable[[], Conditioning]
+
+
+def conditioning_of(stage: Stage, subject: Subject, source: LatentSource, accelerator: Any) -> Conditioner:
+    """Prompts are encoded anew at every step while the embedding trains, else once."""
     components = subject.components
     encode = FAMILIES[components.family].encode
     (encoder,) = components.text_encoders
-    if stage.name == "embedding":
+
+    @lru_cache
+    def of_class() -> Conditioning:
+        with torch.no_grad(), accelerator.autocast():
+            return encode(components, [CLASS_PROMPT.format(subject.placeholder.category)])
+
+    @lru_cache
+    def constant() -> Conditioning:
+        with torch.no_grad(), accelerator.autocast():
+            return encode(components, subject.prompts)
+
+    def drawn(step: int, indices: Sequence[int]) -> list[int]:
+        if len(subject.prompts) == 1:
+            return [0]
+        return [source.prompt_number(stage.name, step, index, len(subject.prompts)) for index in indices]
+
+    def kept(step: int, indices: Sequence[int]) -> Conditioning:
+        return {name: value[drawn(step, indices)] for name, value in constant().items()}
+
+    def trained(step: int, indices: Sequence[int]) -> Conditioning:
         ids = placeholder_ids(encoder.tokenizer, subject.placeholder)
+        with substituted_rows(encoder.model, ids, subject.rows):
+            return encode(components, [subject.prompts[number] for number in drawn(step, indices)])
 
-        def trained() -> Conditioning:
-            with substituted_rows(encoder.model, ids, subject.rows):
-                return encode(components, [subject.prompt])
+    def mapped(step: int, indices: Sequence[int]) -> Conditioning:
+        prompt = components.layerwise_prompt
+        layers = len(cross_attention_modules(components.unet))
+        numbers = drawn(step, indices)
+        prompt.texts = [subject.prompts[number] for number in (numbers if len(numbers) > 1 else numbers * len(indices))]
+        prompt.kept = neti.nested_dropout(source.seed, stage.name, step, indices, layers).to(components.device)
+        return kept(step, indices)  # which the layers do not look at
 
-        return trained
-    with torch.no_grad(), accelerator.autocast():
-        constant = encode(components, [subject.prompt])
-    return lambda: constant
+    if stage.name != "embedding":
+        return Conditioner(kept, of_class)
+    return Conditioner(mapped if stage.adapter else trained, of_class)
+
+
+def told(components: Components) -> Any:
+    """Layer by layer prompts during the block, where [V] is a network."""
+    if components.layerwise_prompt is None:
+        return nullcontext()
+    (encoder,) = components.text_encoders
+    return neti.layerwise(components.layerwise_prompt, encoder.tokenizer, encoder.model, components.unet)
 
 
 def recording(stage: Stage, subject: Subject) -> Any:
@@ -266,7 +338,7 @@ def recording(stage: Stage, subject: Subject) -> Any:
         return nullcontext(None)
     (encoder,) = subject.components.text_encoders
     length = maximum_length(encoder.tokenizer, encoder.model)
-    columns = recorded_positions(encoder.tokenizer, subject.placeholder, subject.prompt, length)
+    columns = recorded_positions(encoder.tokenizer, subject.placeholder, subject.prompts[0], length)
     return recording_statistics(subject.components.unet, columns)
 
 

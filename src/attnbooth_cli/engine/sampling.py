@@ -6,6 +6,7 @@ the batch it is made in (to 1/255) and whatever the device draws.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from attnbooth_cli.engine.families import FAMILIES, Components
+from attnbooth_cli.engine.neti import layerwise
 from attnbooth_cli.errors import InputError
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -82,16 +84,33 @@ def sample(
         encoded = {text: family.encode(components, [text])["encoder_hidden_states"] for text in texts}
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        yield from pipeline(
-            prompt_embeds=torch.cat([encoded[request.prompt] for request in batch]),
-            negative_prompt_embeds=torch.cat([encoded[settings.negative]] * len(batch)),
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            width=settings.width,
-            height=settings.height,
-            generator=[torch.Generator().manual_seed(request.seed) for request in batch],
-            callback_on_step_end=_step_callback(between_steps),
-        ).images
+        with _told(components, batch, settings):
+            made = pipeline(
+                prompt_embeds=torch.cat([encoded[request.prompt] for request in batch]),
+                negative_prompt_embeds=torch.cat([encoded[settings.negative]] * len(batch)),
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                width=settings.width,
+                height=settings.height,
+                generator=[torch.Generator().manual_seed(request.seed) for request in batch],
+                callback_on_step_end=_step_callback(between_steps),
+            ).images
+        yield from made
+
+
+@contextlib.contextmanager
+def _told(components: Components, batch: Sequence[Request], settings: SamplingSettings) -> Iterator[None]:
+    """Layer by layer prompts during the block, where [V] is a network (`neti`)."""
+    prompt = components.layerwise_prompt
+    if prompt is None:
+        yield
+        return
+    guided = settings.guidance > 1  # else diffusers leaves the unconditional half out
+    prompt.texts = [settings.negative] * (len(batch) * guided) + [request.prompt for request in batch]
+    prompt.kept = None
+    (encoder,) = components.text_encoders
+    with layerwise(prompt, encoder.tokenizer, encoder.model, components.unet):
+        yield
 
 
 def make_scheduler(components: Components, name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from attnbooth_cli.engine import checkpoint, concept, snapshots
+from attnbooth_cli.engine import adapters, checkpoint, concept, snapshots
 from attnbooth_cli.engine.attention import fused
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, trainable_parameters
@@ -61,6 +61,7 @@ class Session:
                 progress.losses.diffusion,
                 progress.losses.attention,
                 progress.seconds,
+                progress.losses.prior,
             )
         )
         stop = self._agreed_stop()
@@ -158,12 +159,26 @@ class Session:
             subject.placeholder,
             subject.rows,
             self._attention(stages),
+            self._adapter(stages),
         )
+
+    def _stage(self, name: StageName) -> Stage:
+        return next(stage for stage in self.plan.stages if stage.name == name)
+
+    def _adapter(self, stages: tuple[StageName, ...]) -> dict[str, Tensor]:
+        """The adapter trained in place of the U-Net: as it is on the way, or as its stage left it."""
+        if stages[-1] != "unet" or not self._stage("unet").adapts_unet:
+            return {}
+        live = adapters.parameters(self.subject.components.unet)
+        return dict(live) or checkpoint.read(self.folder.stages / "unet").tensors("weights")
 
     def _attention(self, stages: tuple[StageName, ...]) -> dict[str, Tensor]:
         """What stage `attention` changed, as it left it or as it is on the way."""
         if stages[-1] == "attention":
-            return {name: tensor.detach() for name, tensor in trainable_parameters(self.subject, "attention").items()}
+            return {
+                name: tensor.detach()
+                for name, tensor in trainable_parameters(self.subject, self._stage("attention")).items()
+            }
         if "attention" in stages:
             return checkpoint.read(self.folder.stages / "attention").tensors("weights")
         return {}

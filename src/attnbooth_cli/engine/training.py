@@ -10,11 +10,12 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from attnbooth_cli.engine import checkpoint, concept
+from attnbooth_cli.engine import adapters, checkpoint, concept, neti
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.checkpoint import Checkpoint
@@ -27,7 +28,8 @@ from attnbooth_cli.engine.devices import (
     resolve_precision,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
-from attnbooth_cli.engine.loop import Subject, run_stage, trainable_parameters
+from attnbooth_cli.engine.gallery import Shelf, fill
+from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan, continued
 from attnbooth_cli.engine.preparation import (
@@ -46,8 +48,16 @@ from attnbooth_cli.engine.runs import (
     record,
     run_to_continue,
 )
-from attnbooth_cli.engine.session import Session, ShouldStop
-from attnbooth_cli.engine.tokens import add_placeholder, category_pieces, placeholder, write_rows
+from attnbooth_cli.engine.sampling import Request
+from attnbooth_cli.engine.session import Session, ShouldStop, sampling_settings
+from attnbooth_cli.engine.tokens import (
+    add_placeholder,
+    category_pieces,
+    knows,
+    placeholder,
+    placeholder_ids,
+    write_rows,
+)
 from attnbooth_cli.engine.trial import estimate_seconds
 from attnbooth_cli.errors import DamagedError, DivergedError, InputError
 from attnbooth_cli.events import (
@@ -175,11 +185,13 @@ def _execute(
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
     components = pool.take(base)
     _require_space(folder, plan, components)
-    subject = _subject(components.to(accelerator.device), plan)
+    subject = _subject(components.to(accelerator.device), plan, emit)
     source = _source(picture_paths, plan, components)
+    if any(stage.prior_weight for stage in plan.stages_until(until)):
+        subject = replace(subject, prior=_prior(folder, plan, base, components, accelerator, emit))
     session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [])
     stages = plan.stages_until(until)
-    finished, resumed = _restore(folder, stages, subject, emit)
+    finished, resumed = _restore(folder, stages, plan, subject, emit)
     remaining = tuple(stage for stage in stages if stage.name not in finished)
     estimated = None
     if not plan.smoke:
@@ -248,18 +260,20 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
     (encoder,) = session.subject.components.text_encoders
     write_rows(encoder.tokenizer, encoder.model, session.subject.placeholder, session.subject.rows)
     if session.accelerator.is_main_process:
-        weights = trainable_parameters(session.subject, stage.name)
+        weights = trainable_parameters(session.subject, stage)
         place = session.folder.stages / stage.name
         checkpoint.save(place, stage.name, stage.steps, {"weights": weights})
         session.emit(Checkpointed(stage.name, stage.steps, str(place)))
     session.accelerator.wait_for_everyone()
+    if stage.adapts_unet:
+        adapters.merge(session.subject.components.unet)
     if not plan.smoke or stage is plan.stages_until(None)[-1]:
         session.sample(stage, stage.steps)
     session.emit(StageFinished(stage.name, stage.steps, stage.steps, time.monotonic() - started))
 
 
 def _restore(
-    folder: RunFolder, stages: tuple[Stage, ...], subject: Subject, emit: Emit
+    folder: RunFolder, stages: tuple[Stage, ...], plan: Plan, subject: Subject, emit: Emit
 ) -> tuple[tuple[StageName, ...], Checkpoint | None]:
     """Loads the results of finished stages, in order, and finds the checkpoint to continue from."""
     finished: tuple[StageName, ...] = ()
@@ -270,7 +284,7 @@ def _restore(
             if (folder.stages / stage.name).exists():
                 emit(Warned(f"{error.message}; stage {stage.name} is done again"))
             break
-        _load(subject, stage.name, result)
+        _load(subject, stage, plan, result)
         finished = (*finished, stage.name)
     found, skipped = checkpoint.newest(folder.checkpoints)
     for sentence in skipped:
@@ -281,12 +295,16 @@ def _restore(
     return finished, None
 
 
-def _load(subject: Subject, stage: StageName, result: Checkpoint) -> None:
+def _load(subject: Subject, stage: Stage, plan: Plan, result: Checkpoint) -> None:
+    if stage.adapts_unet:
+        adapters.attach(subject.components.unet, stage, plan.seed)
     parameters = trainable_parameters(subject, stage)
     weights = result.tensors("weights")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+    if stage.adapts_unet:
+        adapters.merge(subject.components.unet)
     (encoder,) = subject.components.text_encoders
     write_rows(encoder.tokenizer, encoder.model, subject.placeholder, subject.rows)
 
@@ -320,12 +338,35 @@ def _nothing_to_do(project: Project, run: Run) -> Finished:
     )
 
 
-def _subject(components: Components, plan: Plan) -> Subject:
+def _subject(components: Components, plan: Plan, emit: Emit) -> Subject:
     (encoder,) = components.text_encoders
-    placeholder_ = placeholder(plan.concept.token, plan.concept.vectors, plan.concept.category)
-    rows = add_placeholder(encoder.tokenizer, encoder.model, placeholder_)
+    placeholder_ = placeholder(plan.concept.token, plan.concept.vectors, plan.concept.category, plan.with_category)
+    known = [prompt for prompt in plan.prompts if knows(encoder.tokenizer, prompt.replace("{}", ""))]
+    if len(plan.prompts) > 1 and len(known) < len(plan.prompts):
+        unknown = len(plan.prompts) - len(known)
+        emit(Warned(f"{unknown} of {len(plan.prompts)} training prompts have words the base model does not know"))
+    prompts = tuple(placeholder_.prompt(prompt) for prompt in (known or plan.prompts))
+    rows = add_placeholder(encoder.tokenizer, encoder.model, placeholder_, plan.initial)
     parameter = nn.Parameter(rows.to(components.device), requires_grad=False)
-    return Subject(components, placeholder_, parameter, placeholder_.prompt(plan.prompt))
+    if any(stage.adapter == "mapper" and stage.enabled for stage in plan.stages):
+        category_id, *_ = encoder.tokenizer(plan.concept.category, add_special_tokens=False).input_ids
+        mapper = neti.new_mapper(encoder.model, components.unet, category_id, plan.seed).requires_grad_(False)
+        (token_id,) = placeholder_ids(encoder.tokenizer, placeholder_)[:1]
+        components.layerwise_prompt = neti.LayerwisePrompt(mapper.to(components.device), token_id)
+    return Subject(components, placeholder_, parameter, prompts)
+
+
+def _prior(
+    folder: RunFolder, plan: Plan, base: BaseModel, components: Components, accelerator: Any, emit: Emit
+) -> LatentSource:
+    """The class's pictures, made by the base model as it is (DreamBooth, section 3.2), which the main process does."""
+    shelf = Shelf(folder.root / "class", {"base": plan.base.sha256}, sampling_settings(base, plan))
+    prompt = CLASS_PROMPT.format(plan.concept.category)
+    requests = [Request(prompt, number) for number in range(plan.prior_pictures)]
+    if accelerator.is_main_process:
+        fill(shelf, requests, lambda: components, emit)
+    accelerator.wait_for_everyone()
+    return _source([shelf.path(request) for request in requests], plan, components)
 
 
 def _source(paths: list[Path], plan: Plan, components: Components) -> LatentSource:

@@ -43,14 +43,16 @@ def estimate_seconds(
     if not stages:
         return None
     size = min(TRIAL_BATCH, plan.micro_batch_size or TRIAL_BATCH, *(stage.batch_size for stage in stages))
-    trial = replace(plan.stages[1], name="attention", batch_size=size)
+    trial = replace(plan.stages[1], batch_size=size)
+    if not any(stage.regularised for stage in stages):
+        trial = replace(trial, mean_weight=0.0, variance_weight=0.0)
     unet = subject.components.unet
     with (
-        only_trainable(trainable_parameters(subject, trial.name)),
+        only_trainable(trainable_parameters(subject, trial)),
         checkpointing(unet, plan.gradient_checkpointing),
         recording(trial, subject) as recorder,
     ):
-        conditioning = conditioning_of(trial, subject, accelerator)
+        conditioning = conditioning_of(trial, subject, source, accelerator)
         for _ in range(2):
             started = time.perf_counter()
             accumulate_gradients(trial, 0, subject, source, accelerator, conditioning, recorder, plan.micro_batch_size)
@@ -58,6 +60,6 @@ def estimate_seconds(
     per_sample = seconds / size / RELATIVE_COST[trial.name]
     steps = [stages[0].steps - already_done, *(stage.steps for stage in stages[1:])]
     return sum(
-        count * stage.batch_size * RELATIVE_COST[stage.name] * per_sample
+        count * stage.batch_size * RELATIVE_COST[stage.name] * per_sample * (2 if stage.prior_weight else 1)
         for count, stage in zip(steps, stages, strict=True)
     )

@@ -1,0 +1,466 @@
+"""Every method in the registry: what it trains and what stays, that it resumes, and its loss on a known input."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from attnbooth_cli.engine import adapters, concept, neti
+from attnbooth_cli.engine.base_models import bundled_folder, resolve
+from attnbooth_cli.engine.families import Components, load_components
+from attnbooth_cli.engine.generation import generate
+from attnbooth_cli.engine.initialisation import init
+from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject, accumulate_gradients, conditioning_of, objective, run_stage
+from attnbooth_cli.engine.methods import DREAMBOOTH, LORA, METHODS, OFT, TEMPLATES, TEXTUAL_INVERSION, AdamW, Method
+from attnbooth_cli.engine.preparation import TrainOptions
+from attnbooth_cli.engine.training import resume, train
+from attnbooth_cli.errors import StoppedError
+from attnbooth_cli.project.project import Project
+from tests.engine.conftest import EXAMPLE, make_source, make_subject
+
+SHORT = (
+    *(f"train.{stage}.{key}" for stage in ("embedding", "attention", "unet") for key in ("steps=3", "batch_size=2")),
+    "train.prior_pictures=3",
+    "train.save_precision=float32",
+)
+TRAINS = {
+    "attndreambooth": {"embedding", "attention", "unet"},
+    "attndreambooth-without-embedding": {"attention", "unet"},
+    "attndreambooth-without-attention": {"embedding", "unet"},
+    "attndreambooth-without-unet": {"embedding", "attention"},
+    "attndreambooth-without-regulariser": {"embedding", "attention", "unet"},
+    "textual-inversion": {"embedding"},
+    "dreambooth": {"unet"},
+    "ti-db": {"embedding", "unet"},
+    "lora": {"unet"},
+    "oft": {"unet"},
+    "neti": {"embedding"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _few_sampling_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnbooth_cli.engine import session, training
+
+    original = session.sampling_settings
+    for module in (session, training):
+        monkeypatch.setattr(module, "sampling_settings", lambda *a: replace(original(*a), steps=2))
+
+
+def new_project(root: Path) -> Path:
+    init(root, images=[EXAMPLE], category="cat", model="tiny", token="<it>")
+    return root
+
+
+def options(method: str, *more: str) -> TrainOptions:
+    return TrainOptions(method=method, settings=(*SHORT, *more))
+
+
+def weights(project: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(project)): path.read_bytes() for path in (project / "concept").rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
+    """Every method, trained once."""
+    with pytest.MonkeyPatch.context() as patch:
+        from attnbooth_cli.engine import session, training
+
+        original = session.sampling_settings
+        for module in (session, training):
+            patch.setattr(module, "sampling_settings", lambda *a: replace(original(*a), steps=2))
+        root = tmp_path_factory.mktemp("methods")
+        return {name: train(new_project(root / name), options=options(name)) for name in METHODS}
+
+
+def test_the_table_above_has_every_method() -> None:
+    assert set(TRAINS) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_an_entry_is_whole(method: Method) -> None:
+    assert [stage.name for stage in method.stages] == ["embedding", "attention", "unet"]
+    assert {stage.name for stage in method.stages if stage.enabled} == TRAINS[method.name]
+    assert method.source
+    assert all(prompt.count("{}") == 1 for prompt in method.prompts)
+    regularised = {stage.name for stage in method.stages if stage.regularised and stage.enabled}
+    ours = method.name.startswith("attndreambooth") and "regulariser" not in method.name
+    assert regularised == (TRAINS[method.name] if ours else set())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_changes(trained: dict[str, Project], name: str) -> None:
+    """[V]'s row only where the embedding trains; of the U-Net, cross-attention only, all of it, or nothing."""
+    project = trained[name]
+    card = concept.read_card(project)
+    assert set(card.stages) == TRAINS[name]
+    base, tuned = load_components(resolve("tiny")), load_components(resolve("tiny"))
+    concept.apply(project, card, card.stages[-1], tuned)
+    before, after = base.unet.state_dict(), tuned.unet.state_dict()
+    assert before.keys() == after.keys()  # no trace of an adapter
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    attention = {key for key in before if ".attn1." in key or ".attn2." in key}
+    if METHODS[name].stages[2].adapter:
+        assert changed
+        assert changed <= {key for key in attention if key.endswith("weight") and "norm" not in key}
+        assert any(".attn1." in key for key in changed)
+    elif "unet" in TRAINS[name]:
+        assert changed == set(before)
+    elif "attention" in TRAINS[name]:
+        assert changed
+        assert changed <= {key for key in before if ".attn2." in key}
+    else:
+        assert not changed
+    (row,) = load_file(project.concept / "learned_embeds.safetensors").values()
+    (encoder,) = base.text_encoders
+    word = "sks" if METHODS[name].rare_token else "cat"
+    first, *_ = encoder.tokenizer(word, add_special_tokens=False).input_ids
+    start = encoder.model.get_input_embeddings().weight[first]
+    assert torch.equal(row[0], start) == ("embedding" not in TRAINS[name] or name == "neti")
+
+
+@pytest.mark.parametrize("name", ["textual-inversion", "dreambooth", "lora", "oft", "neti"])
+def test_a_stopped_run_ends_with_the_same_bits(trained: dict[str, Project], name: str, tmp_path: Path) -> None:
+    """Templates, class pictures and adapters included."""
+    root, asked = new_project(tmp_path / name), iter(range(100))
+    second = 2 + 2  # asked twice before the first step, then after each
+    with pytest.raises(StoppedError):
+        train(root, options=options(name), should_stop=lambda: 15 if next(asked) == second - 1 else 0)
+    assert list((root / "runs").glob("*/checkpoints/*-000002"))
+    resume(root)
+    assert weights(root) == weights(trained[name].root)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_generates(trained: dict[str, Project], name: str) -> None:
+    (picture,) = generate(trained[name].root, ["a photo of a {} on the beach"], steps=2).pictures
+    assert picture.path.is_file()
+
+
+def test_dreambooth_of_the_same_seed_twice_is_the_same_and_other_class_pictures_are_not(
+    trained: dict[str, Project], tmp_path: Path
+) -> None:
+    again = train(new_project(tmp_path / "again"), options=options("dreambooth"))
+    assert weights(again.root) == weights(trained["dreambooth"].root)
+    fewer = train(new_project(tmp_path / "fewer"), options=options("dreambooth", "train.prior_pictures=1"))
+    assert weights(fewer.root) != weights(trained["dreambooth"].root)
+
+
+def test_lora_weights_load_into_plain_diffusers(trained: dict[str, Project]) -> None:
+    root = trained["lora"].root
+    made = generate(root, ["a photo of {} on the beach"], steps=4, seed=3)
+    pipeline = StableDiffusionPipeline.from_pretrained(bundled_folder()).to(torch.float32)
+    pipeline.load_textual_inversion(root / "concept" / "learned_embeds.safetensors")
+    pipeline.load_lora_weights(root / "concept", weight_name="pytorch_lora_weights.safetensors")
+    from diffusers import DPMSolverMultistepScheduler
+    from PIL import Image
+
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        "a photo of <it> cat on the beach", num_inference_steps=4, guidance_scale=made.settings.guidance, height=64,
+        width=64, generator=torch.Generator().manual_seed(3),
+    ).images[0]  # fmt: skip
+    ours = Image.open(made.pictures[0].path)
+    assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
+
+
+# --- Textual Inversion ------------------------------------------------------------------------------------------------
+
+
+def test_templates_are_drawn_evenly_and_by_key() -> None:
+    assert len(TEMPLATES) == 81
+    assert Counter(TEMPLATES)["a close-up photo of a {}"] == 3
+    source = make_source(load_components(resolve("tiny")))
+    drawn = [source.prompt_number("embedding", step, index, 4) for step in range(500) for index in range(2)]
+    assert drawn[:2] == [source.prompt_number("embedding", 0, index, 4) for index in range(2)]
+    counts = Counter(drawn)
+    assert set(counts) == {0, 1, 2, 3}
+    assert max(counts.values()) < 1.3 * min(counts.values())
+
+
+def test_each_sample_is_told_its_own_prompt(components: Components, accelerator: Accelerator) -> None:
+    """The loss of two samples with two prompts is the mean of the two losses, each worked out with one prompt alone."""
+    both = make_subject(components)
+    both = replace(both, prompts=("a photo of <it>", "a drawing of <it> in the forest", "the <it>"))
+    stage = replace(TEXTUAL_INVERSION.stages[0], batch_size=2)
+    source = make_source(components)
+    numbers = [source.prompt_number("embedding", 5, index, 3) for index in range(2)]
+    assert numbers[0] != numbers[1]
+    together = accumulate(stage, 5, both, source, accelerator)
+    apart = []
+    for index, number in enumerate(numbers):
+        alone = replace(both, prompts=(both.prompts[number],))
+        batch = source.batch("embedding", 5, [index], 2)
+        conditioning = conditioning_of(stage, alone, source, accelerator).of(5, [index])
+        apart.append(float(objective(stage, components, batch, conditioning, None)[0]))
+    assert together == pytest.approx(np.mean(apart), rel=1e-5)
+
+
+def accumulate(stage, step: int, subject: Subject, source, accelerator: Accelerator) -> float:
+    subject.rows.requires_grad_(True)
+    conditioning = conditioning_of(stage, subject, source, accelerator)
+    losses = accumulate_gradients(stage, step, subject, source, accelerator, conditioning, None, 0)
+    subject.rows.requires_grad_(False)
+    return losses.diffusion
+
+
+def test_text_of_a_method_without_category_is_scored_with_it(trained: dict[str, Project]) -> None:
+    from attnbooth_cli.engine.question import without_concept, without_placeholder
+
+    card = concept.read_card(trained["textual-inversion"])
+    assert card.placeholder.prompt("a photo of a {} on the beach") == "a photo of a <it> on the beach"
+    assert without_placeholder("a photo of a {} on the beach", card.placeholder) == "a photo of a cat on the beach"
+    assert without_concept("a photo of a {} on the beach", card.placeholder) == "a photo, on the beach"
+
+
+# --- DreamBooth -------------------------------------------------------------------------------------------------------
+
+
+def test_the_prior_term_is_the_class_pictures_loss(components: Components, accelerator: Accelerator) -> None:
+    """Its weight times the mean squared error, worked out from the U-Net's own call; in micro-batches as well."""
+    prior = make_source(components, seed=7)
+    subject = replace(make_subject(components), prior=prior)
+    stage = replace(DREAMBOOTH.stages[2], batch_size=4, prior_weight=0.5)
+    batch = prior.batch("unet prior", 2, range(4), 4)
+    (encoder,) = components.text_encoders
+    ids = encoder.tokenizer(
+        CLASS_PROMPT.format("cat"), padding="max_length", max_length=encoder.tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids  # fmt: skip
+    with torch.no_grad():
+        hidden = encoder.model(ids[:, : encoder.model.config.max_position_embeddings]).last_hidden_state
+        noisy = components.noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        predicted = components.unet(noisy, batch.timesteps, hidden.expand(4, -1, -1)).sample
+        by_hand = 0.5 * (predicted - batch.noise).square().mean()
+    for micro_batch_size in (0, 1, 3):
+        components.unet.requires_grad_(True)
+        source = make_source(components)
+        conditioning = conditioning_of(stage, subject, source, accelerator)
+        losses = accumulate_gradients(stage, 2, subject, source, accelerator, conditioning, None, micro_batch_size)
+        components.unet.requires_grad_(False)
+        assert losses.prior == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_gradients_are_scaled_down_to_their_largest_norm(components: Components, accelerator: Accelerator) -> None:
+    """With plain AdamW a step's size hardly depends on the gradient; its first moment tells what came in."""
+    norms = {}
+    for limit in (None, 1e-3):
+        subject = make_subject(load_components(resolve("tiny")))
+        seen = []
+        stage = replace(DREAMBOOTH.stages[2], steps=1, batch_size=2, prior_weight=0.0)
+        source = make_source(subject.components)
+        run_stage(stage, subject, source, accelerator, AdamW(max_gradient_norm=limit), after_step=seen.append)
+        state = seen[0].optimizer.state_dict()["state"]
+        squares = sum(float((value["exp_avg"] / 0.1).square().sum()) for value in state.values())
+        norms[limit] = squares**0.5
+    assert norms[None] > 1e-2
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def output(components: Components) -> Tensor:
+    config = components.unet.config
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, config.in_channels, config.sample_size, config.sample_size, generator=generator)
+    hidden = torch.randn(2, 5, config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        return components.unet(latents, 500, hidden).sample
+
+
+@pytest.mark.parametrize("method", [LORA, OFT], ids=["lora", "oft"])
+def test_an_adapter_begins_as_nothing_and_ends_in_the_weights(components: Components, method: Method) -> None:
+    stage = method.stages[2]
+    before = output(components)
+    adapters.attach(components.unet, stage, 3)
+    assert torch.allclose(output(components), before, atol=1e-5)
+    names = adapters.parameters(components.unet)
+    assert len(names) == (2 if stage.adapter == "lora" else 1) * 4 * 2 * len(cross_attention(components))
+    with torch.no_grad():
+        for number, parameter in enumerate(names.values()):
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    attached = output(components)
+    assert not torch.allclose(attached, before, atol=1e-4)
+    adapters.merge(components.unet)
+    assert not adapters.attached(components.unet)
+    assert torch.allclose(output(components), attached, atol=1e-4)
+
+
+def cross_attention(components: Components) -> list[str]:
+    return [name for name, _ in components.unet.named_modules() if name.endswith(".attn2")]
+
+
+def test_loras_random_half_is_keyed_and_leaves_the_global_generator_alone(components: Components) -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    factors = []
+    for seed in (3, 3, 4):
+        fresh = load_components(resolve("tiny"))
+        torch.manual_seed(11)
+        adapters.attach(fresh.unet, LORA.stages[2], seed)
+        assert torch.equal(torch.rand(1), expected)
+        factors.append(next(iter(adapters.parameters(fresh.unet).values())).clone())
+    assert torch.equal(factors[0], factors[1])
+    assert not torch.equal(factors[0], factors[2])
+
+
+def test_oft_only_turns(components: Components) -> None:
+    """The angles between neurons stay: W'^T W' = W^T W over the inputs' blocks that are turned (OFT, section 3)."""
+    name = cross_attention(components)[0]
+    before = components.unet.get_submodule(name).to_q.weight.clone()  # [out, in]
+    adapters.attach(components.unet, OFT.stages[2], 0)
+    with torch.no_grad():
+        for parameter in adapters.parameters(components.unet).values():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    adapters.merge(components.unet)
+    after = components.unet.get_submodule(name).to_q.weight
+    assert not torch.allclose(before, after, atol=1e-5)
+    assert torch.allclose(before @ before.T, after @ after.T, atol=1e-4)
+
+
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    from attnbooth_cli.errors import InputError
+
+    with pytest.raises(InputError, match="7 blocks do not fit") as caught:
+        train(new_project(tmp_path / "p"), options=options("oft", "train.unet.adapter_size=7"))
+    assert "adapter_size" in str(caught.value.hint)
+
+
+def test_without_peft_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnbooth_cli.errors import InputError
+
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs the library peft") as caught:
+        train(new_project(tmp_path / "p"), options=options("lora"))
+    assert "attnbooth[peft]" in str(caught.value.hint)
+
+
+def test_the_plan_says_where_a_methods_settings_are_from(tmp_path: Path) -> None:
+    from attnbooth_cli.engine.plan import settings_of
+    from attnbooth_cli.engine.preparation import prepare
+
+    plan = prepare(new_project(tmp_path / "p"), TrainOptions(method="dreambooth")).plan
+    settings = settings_of(plan)
+    assert settings["train.augmentation"] == ("cropped", "method dreambooth")  # before the base model's
+    assert settings["train.unet.prior_weight"] == (1.0, "method dreambooth")
+    assert (plan.initial, plan.prompts) == ("sks", ("a photo of {}",))
+    assert json.loads(json.dumps(plan.identity))["initial"] == "sks"
+
+
+# --- NeTI -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mapped(components: Components) -> tuple[Components, Subject]:
+    """The bundled model with [V] as a network."""
+    subject = make_subject(components)
+    (encoder,) = components.text_encoders
+    category, *_ = encoder.tokenizer("cat", add_special_tokens=False).input_ids
+    mapper = neti.new_mapper(encoder.model, components.unet, category, 0).requires_grad_(False)
+    components.layerwise_prompt = neti.LayerwisePrompt(mapper, encoder.tokenizer.convert_tokens_to_ids("<it>"))
+    return components, subject
+
+
+def test_every_layer_and_time_has_its_own_encoding_of_the_concept_alone(mapped: tuple[Components, Subject]) -> None:
+    components, _ = mapped
+    prompt = components.layerwise_prompt
+    (encoder,) = components.text_encoders
+    prompt.texts = ["a photo of a <it>", "a photo of a cat"]
+    with torch.no_grad():
+        keys, values = prompt.encode(encoder.tokenizer, encoder.model, torch.tensor([100, 900]))
+        plain = encoder.model(
+            encoder.tokenizer(
+                prompt.texts, padding="max_length", max_length=keys.shape[2], return_tensors="pt"
+            ).input_ids
+        ).last_hidden_state
+    assert len(keys) == len(cross_attention(components))
+    place = 5  # start, a, photo, of, a, [V]
+    assert len({tuple(layer[0, place].tolist()) for layer in keys}) == len(keys)
+    assert torch.allclose(keys[:, :, :place], plain[:, :place].expand(len(keys), -1, -1, -1), atol=1e-5)  # causal
+    assert torch.allclose(keys[:, 1], plain[1].expand(len(keys), -1, -1), atol=1e-5)  # a prompt without it
+    differs = (keys - values).abs().amax(-1) > 1e-6  # [l, b, t]
+    assert differs.nonzero()[:, 1:].unique(dim=0).tolist() == [[0, place]]  # the bypass is at [V] and nowhere else
+
+
+def test_layers_are_told_apart_whatever_their_processor(mapped: tuple[Components, Subject]) -> None:
+    """A layer's own encoding decides its output: worked out from its projections, the fused kernel left aside."""
+    components, _ = mapped
+    (encoder,) = components.text_encoders
+    components.layerwise_prompt.texts = ["a photo of a <it>"]
+    name = neti.execution_order(dict.fromkeys(cross_attention(components)))[3]
+    layer = components.unet.get_submodule(name)
+    seen: dict[str, Tensor] = {}
+
+    def before(_module, arguments, kwargs):
+        seen["hidden"] = arguments[0]
+
+    def after(_module, _arguments, output):
+        seen["output"] = output
+
+    config = components.unet.config
+    latents = torch.randn(1, config.in_channels, config.sample_size, config.sample_size)
+    ignored = torch.zeros(1, 5, config.cross_attention_dim)
+    with (
+        torch.no_grad(),
+        neti.layerwise(components.layerwise_prompt, encoder.tokenizer, encoder.model, components.unet),
+    ):
+        handles = [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+        components.unet(latents, 300, ignored)
+        for handle in handles:
+            handle.remove()
+        keys, values = components.layerwise_prompt.encode(encoder.tokenizer, encoder.model, torch.tensor([300]))
+        q, k, v = (
+            layer.to_q(seen["hidden"]).unflatten(-1, (layer.heads, -1)).transpose(1, 2),
+            layer.to_k(keys[3]).unflatten(-1, (layer.heads, -1)).transpose(1, 2),
+            torch.nn.functional.linear(values[3], layer.to_v.weight).unflatten(-1, (layer.heads, -1)).transpose(1, 2),
+        )
+        by_hand = layer.to_out[0](((q @ k.transpose(-1, -2) * layer.scale).softmax(-1) @ v).transpose(1, 2).flatten(2))
+    assert torch.allclose(seen["output"], by_hand, atol=1e-4)
+    assert not components.unet._forward_pre_hooks  # nothing stays
+
+
+def test_a_mapper_is_the_norm_of_its_category_and_restores(mapped: tuple[Components, Subject]) -> None:
+    components, _ = mapped
+    mapper = components.layerwise_prompt.mapper
+    times, layers = torch.tensor([0, 500, 999]), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        both = torch.cat(mapper(times, layers), 1)
+        again = torch.cat(neti.restored(mapper.state_dict())(times, layers), 1)
+        fewer = torch.cat(mapper(times, layers, torch.tensor([128, 128, 3])), 1)
+    (encoder,) = components.text_encoders
+    category, *_ = encoder.tokenizer("cat", add_special_tokens=False).input_ids
+    norm = encoder.model.get_input_embeddings().weight[category].norm()
+    assert torch.allclose(both.norm(dim=1), norm.expand(3), atol=1e-5)
+    assert torch.equal(both, again)
+    assert torch.equal(both[:2], fewer[:2])
+    assert not torch.allclose(both[2], fewer[2])
+
+
+def test_nested_dropout_is_keyed_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = neti.nested_dropout(0, "embedding", 7, range(8), 9)
+    parts = torch.cat([neti.nested_dropout(0, "embedding", 7, [index], 9) for index in range(8)])
+    assert torch.equal(whole, parts)
+    assert 0.3 < float((whole == neti.HIDDEN).float().mean()) < 0.7
+    assert int(whole.min()) >= 0
+
+
+def test_an_ablation_has_the_rates_of_its_method_and_other_methods_have_their_own(tmp_path: Path) -> None:
+    from attnbooth_cli.engine.preparation import prepare
+
+    root = new_project(tmp_path / "p")
+    rates = {name: prepare(root, TrainOptions(method=name)).plan.stages[2].learning_rate for name in METHODS}
+    assert rates["attndreambooth-without-regulariser"] == rates["attndreambooth"]
+    assert rates["dreambooth"] == DREAMBOOTH.stages[2].learning_rate
+    assert rates["lora"] == LORA.stages[2].learning_rate
