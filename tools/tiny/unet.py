@@ -40,7 +40,7 @@ NOISE_SCHEDULE = {
 """Stable Diffusion's."""
 
 SCHEDULE = Schedule(
-    steps=24_000, batch_size=64, learning_rate=1e-3, warm_up=300, cool_down=5_000, weight_decay=0.01,
+    steps=12_000, batch_size=64, learning_rate=1e-3, warm_up=300, cool_down=3_500, weight_decay=0.01,
     betas=(0.9, 0.99), ema_decay=0.9995, seed=21,
 )  # fmt: skip
 
