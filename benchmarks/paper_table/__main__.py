@@ -1,0 +1,74 @@
+"""The paper's comparison on the bundled model: python -m benchmarks.paper_table STEP [--minutes N]
+
+search   every method's rates, on tuning concepts            table   every method and ablation, on the test concepts
+page     docs/comparison/: the tables, the plot, the sheet   (each continues; several processes may run the same step)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnbooth_cli.engine.families import ComponentPool
+from attnbooth_cli.engine.methods import METHODS
+from attnbooth_cli.project import durable
+from benchmarks.paper_table import page, units
+from benchmarks.paper_table.run import Desk, do
+from benchmarks.paper_table.units import Unit
+
+WORK = Path("build/paper_table")
+DOCS = Path(__file__).parents[2] / "docs" / "comparison"
+SHOWN = (6, 8, 12, 18, 19, 21)
+"""Numbers of the prompts on the sheet: two environments, a colour, three styles."""
+
+
+def work_through(todo: Sequence[Unit], work: Path, minutes: float | None) -> bool:
+    """Does what is not done, until it is or the time is over; whether everything is done."""
+    desk, began = Desk(ComponentPool(keep=True)), time.monotonic()
+    for number, unit in enumerate(todo):
+        if minutes is not None and time.monotonic() - began > 60 * minutes:
+            return False
+        with units.claimed(work, unit) as mine:
+            if mine:
+                found = do(unit, work, desk)
+                units.write_result(work, unit, found)
+                told = f"identity {found['identity']:.3f}, text {found['text']:.3f}, {found['seconds']:.0f} s"
+                print(f"{number + 1}/{len(todo)} {unit.name}: {told}", file=sys.stderr, flush=True)
+    return all(units.result(work, unit) is not None for unit in todo)
+
+
+def write_page(work: Path) -> None:
+    """The tables as Markdown, the plot and the sheet; what they mean is written by hand around them."""
+    best = units.best_factors(work)
+    found = page.gathered(work, best)
+    parts = {
+        "chosen": [f"| {method} | {page.rates(factor)} |" for method, factor in best.items()],
+        "scores": page.main_table(found, best),
+        "differences": page.difference_table(found, best),
+        "second-opinion": page.second_opinion_table(found),
+    }
+    for name, lines in parts.items():
+        durable.write_text(DOCS / f"{name}.md", "\n".join(lines) + "\n")
+    durable.write_bytes(DOCS / "scatter.png", page.scatter(found, best))
+    page.sheet(work, best, list(METHODS), units.concepts("test")[0], SHOWN).save(DOCS / "sheet.png", optimize=True)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["search", "table", "page"])
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--minutes", type=float)
+    chosen = parser.parse_args()
+    if chosen.step == "page":
+        write_page(chosen.work)
+        return 0
+    todo = units.search_units() if chosen.step == "search" else units.table_units(units.best_factors(chosen.work))
+    return 0 if work_through(todo, chosen.work, chosen.minutes) else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

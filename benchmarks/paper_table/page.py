@@ -1,0 +1,149 @@
+"""From results to the page: tables with intervals over concepts, a scatter plot, and a sheet of pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from attnbooth_cli.engine import scores
+from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
+from attnbooth_cli.reports.heatmaps import labelled_strip
+from benchmarks.paper_table.units import PUBLISHED, Unit, result, table_units
+
+Row = tuple[str, float]
+"""A method and the factor of its rates."""
+Results = Mapping[Row, Mapping[str, dict[str, Any]]]
+"""By row and concept."""
+
+COLUMNS: Mapping[str, Callable[[dict[str, Any]], float]] = {
+    "identity": lambda found: found["identity"],
+    "text": lambda found: found["text"],
+    "complex: identity": lambda found: found["complex"]["identity"],
+    "complex: text": lambda found: found["complex"]["text"],
+    "drift": lambda found: found["drift"],
+    "seconds": lambda found: found["seconds"],
+}
+SECOND_OPINION = ("identity", "object", "scene", "style")
+
+
+def gathered(work: Path, best: Mapping[str, float]) -> Results:
+    """Every result there is, the best rates of each method before the published ones."""
+    found: dict[Row, dict[str, dict[str, Any]]] = {}
+    for unit in table_units(best):
+        if (its := result(work, unit)) is not None:
+            found.setdefault((unit.method, unit.factor), {})[unit.concept] = its
+    return found
+
+
+def main_table(found: Results, best: Mapping[str, float]) -> list[str]:
+    """Means over concepts with 95 % intervals; the true pictures above, the untuned model below."""
+    lines = ["| method | rates | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    everything = [its for by_concept in found.values() for its in by_concept.values()]
+    per_concept = {its["concept"]: its for its in everything}.values()
+    above = {"identity": "identity", "text": "text"}
+    lines.append(_reference("the true pictures", [its["truth"] for its in per_concept], above, complex_too=True))
+    for (method, factor), by_concept in found.items():
+        cells = [_cell([column(its) for its in by_concept.values()]) for column in COLUMNS.values()]
+        lines.append(f"| {method} | {rates(factor)} | " + " | ".join(cells) + " |")
+    lines.append(_reference("the untuned model", [its["untuned"] for its in per_concept], above, complex_too=False))
+    return lines
+
+
+def second_opinion_table(found: Results) -> list[str]:
+    """What the independent judges say."""
+    lines = ["| method | rates | " + " | ".join(SECOND_OPINION) + " |", "|---" * (len(SECOND_OPINION) + 2) + "|"]
+    per_concept = {its["concept"]: its for rows in found.values() for its in rows.values()}.values()
+    truth = [_cell([its["truth"]["second opinion"][name] for its in per_concept]) for name in SECOND_OPINION]
+    lines.append("| the true pictures | | " + " | ".join(truth) + " |")
+    for (method, factor), by_concept in found.items():
+        cells = [_cell([its["second opinion"][name] for its in by_concept.values()]) for name in SECOND_OPINION]
+        lines.append(f"| {method} | {rates(factor)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def difference_table(found: Results, best: Mapping[str, float], ours: str = ATTNDREAMBOOTH.name) -> list[str]:
+    """How much less than our method every other scores, over the same concepts, each at its best rates."""
+    names = [name for name in COLUMNS if name != "seconds"]
+    lines = ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    reference = found[(ours, best[ours])]
+    for (method, factor), by_concept in found.items():
+        if method == ours or factor != best[method.partition("-without-")[0]]:
+            continue
+        common = sorted(set(reference) & set(by_concept))
+        cells = []
+        for name in names:
+            theirs, its = (
+                np.array([COLUMNS[name](of[concept]) for concept in common]) for of in (reference, by_concept)
+            )
+            mean, interval = scores.paired_difference(theirs, its)
+            sure = interval is not None and not interval.low <= 0 <= interval.high
+            between = f" ({interval.low:+.3f} to {interval.high:+.3f})" if interval else ""
+            cells.append(f"{mean:+.3f}{between}{' *' if sure else ''}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def rates(factor: float) -> str:
+    """A factor of the published rates, in words."""
+    return "published" if factor == PUBLISHED else f"x {factor:g}"
+
+
+def scatter(found: Results, best: Mapping[str, float]) -> bytes:
+    """Identity against text of every row, a PNG; hollow at the published rates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((8, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (method, factor), by_concept in found.items():
+        x, y = (np.mean([its[name] for its in by_concept.values()]) for name in ("text", "identity"))
+        chosen = factor == best[method.partition("-without-")[0]]
+        (dots,) = axes.plot(x, y, "o", fillstyle="full" if chosen else "none", markersize=7)
+        axes.annotate(method, (x, y), textcoords="offset points", xytext=(6, 3), fontsize=7, color=dots.get_color())
+    per_concept = {its["concept"]: its for rows in found.values() for its in rows.values()}.values()
+    for name, marker in (("truth", "*"), ("untuned", "x")):
+        x, y = (np.mean([its[name][measure] for its in per_concept]) for measure in ("text", "identity"))
+        axes.plot(x, y, marker, color="black", markersize=9)
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 3), fontsize=8)
+    axes.set_xlabel("text")
+    axes.set_ylabel("identity")
+    axes.grid(alpha=0.2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def sheet(
+    work: Path, best: Mapping[str, float], methods: Sequence[str], concept: str, prompts: Sequence[int]
+) -> Image.Image:
+    """The first picture of some prompts by each method at its best rates, the true pictures above; never picked."""
+    rows: dict[str, Image.Image] = {}
+    for method in methods:
+        unit = Unit(method, best[method.partition("-without-")[0]], "test", concept)
+        found = result(work, unit)
+        if found is None:
+            continue
+        if not rows:
+            rows |= {f"true {number}": Image.open(unit.truth / f"{number + 1}.png") for number in prompts}
+        each = len(found["pictures"]) // 24
+        root = work / "projects" / unit.name
+        rows |= {f"{method} {number}": Image.open(root / found["pictures"][number * each]) for number in prompts}
+    return labelled_strip({name: its.convert("RGB") for name, its in rows.items()}, columns=len(prompts))
+
+
+def _cell(values: Sequence[float]) -> str:
+    interval = scores.bootstrap(np.array(values))
+    digits = 0 if np.mean(values) > 10 else 3
+    between = f" ({interval.low:.{digits}f} to {interval.high:.{digits}f})" if interval else ""
+    return f"{np.mean(values):.{digits}f}{between}"
+
+
+def _reference(name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, complex_too: bool) -> str:
+    cells = {column: _cell([row[key] for row in rows]) for column, key in columns.items()}
+    if complex_too:
+        cells |= {f"complex: {key}": _cell([row["complex"][key] for row in rows]) for key in columns.values()}
+    return f"| {name} | | " + " | ".join(cells.get(column, "") for column in COLUMNS) + " |"

@@ -1,0 +1,159 @@
+"""Doing a unit: train, generate, and have the bundled judge and the two independent ones look at the pictures."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnbooth_cli.engine import scores
+from attnbooth_cli.engine.base_models import bundled_folder
+from attnbooth_cli.engine.evaluation import evaluate
+from attnbooth_cli.engine.families import ComponentPool
+from attnbooth_cli.engine.initialisation import init
+from attnbooth_cli.engine.judges import ClipJudge, load_clip
+from attnbooth_cli.engine.methods import METHODS
+from attnbooth_cli.engine.preparation import TrainOptions
+from attnbooth_cli.engine.prompts import COMPLEX, EVALUATION
+from attnbooth_cli.engine.question import EvalOptions
+from attnbooth_cli.engine.training import train
+from benchmarks.judges import Classifier, InstanceEncoder, judged, load_classifier, load_instance_encoder
+from benchmarks.paper_table.units import Unit
+
+PICTURES = 2
+"""Of each prompt."""
+PROMPTS = tuple(prompt for its in EVALUATION["tiny"].values() for prompt in its)
+COMPLEX_PROMPTS = COMPLEX["tiny"]["complex"]
+PRIOR_PICTURES = 50
+"""Of the class, where the published number is 200: making them would take as long as the training."""
+
+
+@dataclass
+class Desk:
+    """What all units of a process share: the base model, loaded once, and the judges."""
+
+    pool: ComponentPool
+
+    @cached_property
+    def clip(self) -> ClipJudge:
+        """The bundled judge."""
+        return load_clip("tiny", bundled_folder(), torch.device("cpu"))
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """Of object, scene, style and colour."""
+        return load_classifier()
+
+    @cached_property
+    def encoder(self) -> InstanceEncoder:
+        """Of instances."""
+        return load_instance_encoder()
+
+
+def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
+    """Trains and evaluates one unit from the start."""
+    root = work / "projects" / unit.name
+    shutil.rmtree(root, ignore_errors=True)
+    init(root, images=[unit.images], category=unit.category, model="tiny")
+    began = time.monotonic()
+    train(root, options=options_of(unit), pool=desk.pool)
+    seconds = time.monotonic() - began
+    asked = EvalOptions(n=PICTURES, baseline=True, untuned_pictures=work / "untuned")
+    found = evaluate(root, asked, pool=desk.pool).report
+    complex_ = evaluate(root, replace(asked, prompt_set="complex", drift=False, baseline=False), pool=desk.pool).report
+    pictures = opened([root / name for name in found["pictures"]])
+    references = opened(sorted(unit.images.iterdir()))
+    shutil.rmtree(root / "concept", ignore_errors=True)
+    shutil.rmtree(root / "runs", ignore_errors=True)
+    return {
+        "method": unit.method,
+        "factor": unit.factor,
+        "concept": unit.concept,
+        "seconds": seconds,
+        "identity": found["identity"],
+        "text": found["text"],
+        "drift": found["overall"]["drift"]["mean"],
+        "survival": found["overall"]["survival"]["mean"],
+        "copies": found["overall"]["copies"]["count"],
+        "complex": {"identity": complex_["identity"], "text": complex_["text"]},
+        "groups": {name: {key: its["mean"] for key, its in row.items()} for name, row in found["groups"].items()},
+        "second opinion": second_opinion(desk, unit, references, pictures),
+        "untuned": {name: found["untuned"][name]["mean"] for name in ("identity", "text")},
+        "truth": truth(desk, unit, references),
+        "pictures": found["pictures"],
+    }
+
+
+def options_of(unit: Unit) -> TrainOptions:
+    """The method's published schedule with its rates times the factor, and fewer class pictures."""
+    rates = [
+        f"train.{stage.name}.learning_rate={stage.learning_rate * unit.factor:.12g}"
+        for stage in METHODS[unit.method].stages
+        if stage.enabled
+    ]
+    prior = [f"train.prior_pictures={PRIOR_PICTURES}"]
+    return TrainOptions(method=unit.method, settings=("train.schedule=paper", *rates, *prior))
+
+
+def truth(desk: Desk, unit: Unit, references: Sequence[Image.Image]) -> dict[str, Any]:
+    """The scores of the true pictures: of the 24 prompts, and of the complex ones."""
+    paths = sorted(unit.truth.iterdir(), key=lambda path: int(path.stem))
+    rows = np.asarray(desk.clip.features(opened(paths)).numpy(), np.float64)
+    own = np.asarray(desk.clip.features(references).numpy(), np.float64)
+
+    def scored(part: np.ndarray, prompts: Sequence[str]) -> dict[str, float]:
+        texts = desk.clip.texts([prompt.format(unit.category) for prompt in prompts]).numpy()
+        return {
+            "identity": float(scores.identity(own, part).mean()),
+            "text": float(scores.text(texts, part[:, None]).mean()),
+        }
+
+    simple, complex_ = rows[: len(PROMPTS)], rows[len(PROMPTS) : len(PROMPTS) + len(COMPLEX_PROMPTS)]
+    opinion = second_opinion(desk, unit, references, opened(paths[: len(PROMPTS)]))
+    return {**scored(simple, PROMPTS), "complex": scored(complex_, COMPLEX_PROMPTS), "second opinion": opinion}
+
+
+def second_opinion(
+    desk: Desk, unit: Unit, references: Sequence[Image.Image], pictures: Sequence[Image.Image]
+) -> dict[str, float]:
+    """What the independent judges say of pictures of the 24 prompts, as many of each in turn.
+
+    identity: mean cosine to the references by the instance encoder. object, scene, style: how often the classifier sees
+    the category, and the scene and style of the true picture of the prompt.
+    """
+    each = len(pictures) // len(PROMPTS)
+    truth_of = [unit.truth / f"{number + 1}.png" for number in range(len(PROMPTS)) for _ in range(each)]
+    seen, wanted = (_verdict(desk.classifier, rows) for rows in (pictures, opened(truth_of)))
+    noun = desk.classifier.labels["noun"].index(unit.category)
+    embedded = [torch.cat(judged(desk.encoder, tensor(rows))) for rows in (pictures, references)]  # type: ignore[arg-type]
+    return {
+        "identity": float((embedded[0] @ embedded[1].T).mean()),
+        "object": float((seen["noun"] == noun).float().mean()),
+        "scene": float((seen["scene"] == wanted["scene"]).float().mean()),
+        "style": float((seen["style"] == wanted["style"]).float().mean()),
+    }
+
+
+def _verdict(classifier: Classifier, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+    outputs: list[Any] = judged(classifier, tensor(pictures))
+    return {name: torch.cat([output[name] for output in outputs]).argmax(1) for name in classifier.labels}
+
+
+def opened(paths: Sequence[Path]) -> list[Image.Image]:
+    """Pictures in RGB."""
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+def tensor(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures as the judges take them: float32 `[n, 3, 64, 64]` in [-1, 1]."""
+    rows = [torch.from_numpy(np.asarray(picture, np.float32)).permute(2, 0, 1) / 127.5 - 1 for picture in pictures]
+    return torch.stack(rows)

@@ -1,0 +1,155 @@
+"""The comparison in miniature: one concept, short trainings, judges with random weights; and what its numbers are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.judges import Classifier, InstanceEncoder
+from benchmarks.paper_table import __main__ as command
+from benchmarks.paper_table import page, run, units
+from benchmarks.paper_table.units import Unit
+from tests.conftest import EXAMPLE
+from tools.tiny.dataset import ATTRIBUTES
+
+METHODS = ("attndreambooth", "textual-inversion", "attndreambooth-without-regulariser")
+SHORT = tuple(
+    f"train.{stage}.{setting}"
+    for stage in ("embedding", "attention", "unet")
+    for setting in ("steps=1", "batch_size=1")
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A work folder; the concepts are the examples, their true pictures stand-ins."""
+    from attnbooth_cli.engine import gallery, sampling, session
+
+    root = tmp_path_factory.mktemp("table")
+    for split, names in {"tuning": ("cat",), "test": ("mushroom",)}.items():
+        for name in names:
+            folder = root / "concepts" / split / name
+            shutil.copytree(EXAMPLE / name, folder / "images")
+            (folder / "truth").mkdir()
+            pictures = sorted((folder / "images").iterdir())
+            for number in range(36):
+                shutil.copy(pictures[number % len(pictures)], folder / "truth" / f"{number + 1}.png")
+    torch.manual_seed(0)
+    of = session.sampling_settings
+    options = run.options_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "CONCEPTS", root / "concepts")
+        patch.setattr(units, "FACTORS", (3.0,))
+        patch.setattr(units, "SEARCH_CONCEPTS", 1)
+        patch.setattr(units, "METHODS", {name: units.METHODS[name] for name in METHODS})
+        patch.setattr(units.search_units, "__defaults__", (METHODS,))
+        patch.setattr(units.table_units, "__defaults__", (METHODS,))
+        patch.setattr(run, "PICTURES", 1)
+        patch.setattr(
+            run, "options_of", lambda unit: replace(options(unit), settings=(*options(unit).settings, *SHORT))
+        )
+        patch.setattr(run, "load_classifier", lambda: Classifier(ATTRIBUTES).eval().requires_grad_(False))
+        patch.setattr(run, "load_instance_encoder", lambda: InstanceEncoder().eval().requires_grad_(False))
+        patch.setattr(session, "sampling_settings", lambda *a: replace(of(*a), steps=1))
+        patch.setattr(gallery, "sample", lambda c, r, s: sampling.sample(c, r, replace(s, steps=1)))
+        yield root / "work"
+
+
+def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    todo = units.search_units()
+    assert len(todo) == 2  # an ablation has no search of its own
+    assert not command.work_through(todo, small, minutes=0)
+    assert command.work_through(todo, small, minutes=None)
+    best = units.best_factors(small)
+    assert best == {"attndreambooth": 3.0, "textual-inversion": 3.0}
+    table = units.table_units({**best, "textual-inversion": 1.0})
+    assert [(unit.method, unit.factor) for unit in table] == [
+        ("attndreambooth", 3.0),
+        ("attndreambooth", 1.0),
+        ("textual-inversion", 1.0),
+        ("attndreambooth-without-regulariser", 3.0),
+    ]
+    best = {**best, "textual-inversion": 1.0}
+    assert command.work_through(table, small, minutes=None)
+    before = {path: path.read_bytes() for path in (small / "results").rglob("*.json")}
+    assert command.work_through(table, small, minutes=None)  # nothing is done twice
+    assert {path: path.read_bytes() for path in (small / "results").rglob("*.json")} == before
+
+    monkeypatch.setattr(command, "DOCS", tmp_path)
+    monkeypatch.setattr(command, "METHODS", dict.fromkeys(METHODS))
+    monkeypatch.setattr(units, "best_factors", lambda work: best)
+    command.write_page(small)
+    lines = (tmp_path / "scores.md").read_text().splitlines()
+    assert lines[2].startswith("| the true pictures |")
+    assert lines[-1].startswith("| the untuned model |")
+    rows = len({(unit.method, unit.factor) for unit in table})
+    assert len(lines) == 2 + 2 + rows
+    assert len((tmp_path / "differences.md").read_text().splitlines()) == 2 + 2
+    for name in ("scatter.png", "sheet.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_unit_is_anyones_whose_owner_has_gone(tmp_path: Path) -> None:
+    unit = Unit("attndreambooth", 1.0, "test", "cat")
+    with units.claimed(tmp_path, unit) as mine:
+        assert mine
+        with units.claimed(tmp_path, unit) as again:
+            assert not again
+    file = tmp_path / "claims" / f"{unit.name}.pid"
+    assert not file.exists()
+    file.write_text("999999999")
+    with units.claimed(tmp_path, unit) as mine:
+        assert mine
+        assert file.read_text() == str(os.getpid())
+    units.write_result(tmp_path, unit, {"identity": 1})
+    with units.claimed(tmp_path, unit) as mine:
+        assert not mine
+
+
+def test_rates_are_the_published_ones_times_the_factor() -> None:
+    settings = run.options_of(Unit("ti-db", 10.0, "test", "cat")).settings
+    assert "train.schedule=paper" in settings
+    assert "train.embedding.learning_rate=0.01" in settings
+    assert "train.unet.learning_rate=2e-05" in settings
+    assert not any("attention.learning_rate" in setting for setting in settings)
+
+
+def test_the_best_rates_are_those_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "search_units", lambda: [Unit("lora", f, "tuning", c) for f in (1, 3) for c in "ab"])
+    for unit, identity in zip(units.search_units(), (0.5, 0.5, 0.4, 0.8), strict=True):
+        scored = {"truth": {"identity": 1.0}, "untuned": {"text": 1.0}, "identity": identity, "text": 0.5}
+        units.write_result(tmp_path, unit, scored)
+    assert units.best_factors(tmp_path) == {"lora": 3}
+
+
+def test_neither_copying_nor_obeying_alone_has_merit() -> None:
+    truth, untuned = {"identity": 0.9, "text": 0.5}, {"identity": 0.3, "text": 0.6}
+    scored = {"truth": truth, "untuned": untuned}
+    copies = units.merit({"identity": 0.9, "text": 0.0, **scored})
+    obeys = units.merit({"identity": 0.0, "text": 0.6, **scored})
+    both = units.merit({"identity": 0.8, "text": 0.5, **scored})
+    assert copies == pytest.approx(1)
+    assert obeys == pytest.approx(1)
+    assert both > 1.5
+
+
+def test_differences_are_paired_over_concepts() -> None:
+    def found(identity: float, concept: str) -> dict[str, object]:
+        return {
+            "identity": identity, "text": 0.5, "drift": 0.1, "seconds": 1, "concept": concept,
+            "complex": {"identity": identity, "text": 0.4},
+        }  # fmt: skip
+
+    ours = {str(k): found(0.5 + 0.1 * k, str(k)) for k in range(6)}
+    theirs = {str(k): found(0.4 + 0.1 * k, str(k)) for k in range(6)}
+    best = {"attndreambooth": 3.0, "lora": 10.0}
+    lines = page.difference_table({("attndreambooth", 3.0): ours, ("lora", 10.0): theirs, ("lora", 1.0): ours}, best)
+    assert len(lines) == 3
+    assert "-0.100 (-0.100 to -0.100) *" in lines[2]
+    assert "+0.000 (+0.000 to +0.000) |" in lines[2]
