@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/attnbooth init $(DEMO) --example
 	$(BIN)/attnbooth train $(DEMO) --fast
 	$(BIN)/attnbooth generate $(DEMO) "a photo of a {} on the beach" "an oil painting of a {} in the forest" -n 4 --grid
-	$(BIN)/attnbooth eval $(DEMO)
+	$(BIN)/attnbooth eval $(DEMO) -n 2
 	$(BIN)/attnbooth inspect-attn $(DEMO) "a photo of a {} on the beach"
 	$(BIN)/attnbooth status $(DEMO)
 
@@ -30,7 +30,7 @@ test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt torch
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
-		--editable . hypothesis pytest
+		--editable '.[peft]' hypothesis pytest
 	.venv-lowest/bin/python -m pytest
 
 lint: install

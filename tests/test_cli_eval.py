@@ -232,6 +232,18 @@ def test_the_untuned_model_as_a_floor(cli: Cli, trained: Path, prompts: Path) ->
     assert document["overall"]["identity"]["mean"] < document["references"]["identity"]
 
 
+def test_the_base_models_pictures_are_shared(cli: Cli, trained: Path, tmp_path: Path, prompts: Path) -> None:
+    import shutil
+
+    other, shared = Path(shutil.copytree(trained, tmp_path / "other")), tmp_path / "untuned"
+    flags = ("--prompts", prompts, "-n", 1, "--baseline", "--untuned-pictures", shared, "--json")
+    first = cli("eval", trained, *flags).document
+    assert len(list(shared.rglob("*.png"))) == 2 + 8
+    second = cli("eval", other, *flags).document
+    assert second["made"] == first["made"] - 10
+    assert second["overall"]["drift"] == first["overall"]["drift"]
+
+
 def test_pictures_held_out_are_scored_beside(cli: Cli, trained: Path, prompts: Path) -> None:
     held_out = trained / "held-out"
     held_out.mkdir()

@@ -40,6 +40,9 @@ def evaluate(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also score the untuned base model on the same prompts.")
     ] = False,
+    untuned_pictures: Annotated[
+        Path | None, typer.Option(help="Keep the base model's own pictures here, for all projects.", metavar="DIR")
+    ] = None,
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Score every stage and snapshot of the run instead.")
     ] = False,
@@ -69,7 +72,9 @@ def evaluate(
     from attnbooth_cli.engine.comparison import side_by_side
     from attnbooth_cli.engine.question import EvalOptions
 
-    asked = EvalOptions(protocol, texts, prompt_set, n, seed, clip, dino, stage, drift, baseline, device or "auto")
+    asked = EvalOptions(
+        protocol, texts, prompt_set, n, seed, clip, dino, stage, drift, baseline, untuned_pictures, device or "auto"
+    )
     reports = {str(path): evaluation.read_report(path) for path in against or ()}
     results: list[dict[str, Any]] = []
 

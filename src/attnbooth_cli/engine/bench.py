@@ -64,15 +64,16 @@ class Bench:
         return as_array(features(self.project.evaluation / "features", judge, paths, alteration))
 
     def pictures(
-        self, subject: dict[str, Any], prompts: Sequence[str], load: Callable[[], Components]
+        self, subject: dict[str, Any], prompts: Sequence[str], load: Callable[[], Components], folder: Path
     ) -> tuple[list[list[Path]], int]:
         """Pictures of spelt-out prompts at every seed, prompt by prompt, and how many were made now.
 
         Args:
             subject: What decides the weights that `load` loads, beside the base model's.
+            folder: Of shelves.
         """
         how = {"base": self.base_weights, "precision": resolve_precision("auto", self.device), "on": self.device.type}
-        shelf = Shelf(self.project.evaluation / "pictures", {**subject, **how}, self.question.settings)
+        shelf = Shelf(folder, {**subject, **how}, self.question.settings)
         requests = [Request(prompt, seed) for prompt in prompts for seed in self.question.seeds]
         if not requests:
             return [], 0
@@ -82,12 +83,13 @@ class Bench:
 
 
 def open_bench(
-    root: Path | str, options: EvalOptions, emit: Emit, card_of: Callable[[Project], Card], *, keep: bool = False
+    root: Path | str, options: EvalOptions, emit: Emit, card_of: Callable[[Project], Card], pool: ComponentPool
 ) -> Bench:
     """Opens a project, resolves what is asked, and loads the judges.
 
     Args:
         card_of: Finds the card of what is scored.
+        pool: Where the base model is kept, if it is.
 
     Raises:
         InputError: a training picture changed, a prompt loses the concept; or as `ask`.
@@ -131,7 +133,7 @@ def open_bench(
         dino,
         options,
         device,
-        ComponentPool(keep=keep),
+        pool,
         emit,
     )
 

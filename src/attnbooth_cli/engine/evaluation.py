@@ -18,6 +18,7 @@ from attnbooth_cli.engine import concept, scores, snapshots
 from attnbooth_cli.engine.alterations import ALTERATIONS
 from attnbooth_cli.engine.bench import Bench, as_array, open_bench
 from attnbooth_cli.engine.concept import Card
+from attnbooth_cli.engine.families import ComponentPool
 from attnbooth_cli.engine.generation import load_base, load_concept
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.prompts import DRIFT
@@ -68,14 +69,19 @@ class OverTraining:
     plot: Path
 
 
-def evaluate(root: Path | str, options: EvalOptions | None = None, *, emit: Emit = ignore) -> Scores:
+def evaluate(
+    root: Path | str, options: EvalOptions | None = None, *, emit: Emit = ignore, pool: ComponentPool | None = None
+) -> Scores:
     """Makes the pictures that are missing, and scores them.
+
+    Args:
+        pool: Shares a loaded base model between calls.
 
     Raises:
         InputError, DamagedError, BaseModelError, ResourceError: see `errors`.
     """
     options = options or EvalOptions()
-    bench = open_bench(root, options, emit, concept.read_card)
+    bench = open_bench(root, options, emit, concept.read_card, pool or ComponentPool())
     concept.verify(bench.card, f"restore it from a copy, or attnbooth train {bench.project.root} --restart")
     return _written(bench, _score(bench, bench.card, bench.card.stage(options.stage)))
 
@@ -97,7 +103,7 @@ def evaluate_over_training(
         found.extend(snapshots.moments(project, emit))
         return snapshots.present(project) or found[-1].card
 
-    bench = open_bench(root, options, emit, newest_card, keep=True)
+    bench = open_bench(root, options, emit, newest_card, ComponentPool(keep=True))
     last = snapshots.current(bench.card)
     reports = {moment.name: _score(bench, moment.card, moment.stage) for moment in found}
     shared, row = (
@@ -159,11 +165,13 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
         {},
         [*plain, *others],
         lambda: load_base(bench.base, options.device, "auto", bench.pool),
+        options.untuned_pictures or bench.project.evaluation / "pictures",
     )
     paths, made = bench.pictures(
         _subject(card, stage),
         [*asked, *others],
         lambda: load_concept(bench.project, card, stage, options.device, "auto", bench.emit, bench.pool).components,
+        bench.project.evaluation / "pictures",
     )
     own, moved = paths[: len(asked)], paths[len(asked) :]
     report = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attnbooth_cli.engine.base_models import BaseModel
@@ -32,6 +33,8 @@ class EvalOptions:
         stage: The concept as it was after this stage.
         drift: Whether to measure how far the model has moved on prompts without the concept.
         baseline: Whether to score the untuned base model on the same prompts too, with the category's word alone.
+        untuned_pictures: Where the base model's own pictures are kept; in the project by default. Projects that share
+            a base model and a category share most of them.
     """
 
     protocol: str = "attnbooth"
@@ -44,6 +47,7 @@ class EvalOptions:
     stage: StageName | None = None
     drift: bool = True
     baseline: bool = False
+    untuned_pictures: Path | None = None
     device: str = "auto"
 
 
