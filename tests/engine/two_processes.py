@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from attnbooth_cli.engine.base_models import resolve
-from attnbooth_cli.engine.devices import make_accelerator
+from attnbooth_cli.engine.devices import disband, make_accelerator
 from attnbooth_cli.engine.families import load_components
 from attnbooth_cli.engine.loop import (
     accumulate_gradients,
@@ -39,6 +39,8 @@ def main(path: Path) -> None:
             assert accelerator.num_processes == 2
             gradients = {name: parameter.grad for name, parameter in parameters.items()}
             write_tensors(path, {**gradients, "losses": torch.tensor([losses.diffusion, losses.attention])})
+        accelerator.wait_for_everyone()
+    disband()
 
 
 if __name__ == "__main__":

@@ -154,7 +154,12 @@ def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> 
         console.failure(failure, root, runs.get(root))
 
     with stop_at_safe_points(console.message) as should_stop:
-        return each_project(console, projects, train_one, failed)
+        code = each_project(console, projects, train_one, failed)
+    if code == 0:  # else the others may have gone already
+        from attnbooth_cli.engine.devices import disband
+
+        disband()
+    return code
 
 
 def _reporter(
