@@ -150,12 +150,15 @@ def run_program(*arguments: object, **environment: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def pictures(folder: Path, subject: str = "cat", names: Sequence[str] | None = None) -> Path:
-    """A folder of the bundled 64-pixel example pictures."""
+NAMES = ("one", "two", "three", "four", "five")
+
+
+def pictures(folder: Path, subject: str = "cat", names: Sequence[str] = NAMES) -> Path:
+    """A folder of the bundled 64-pixel example pictures, under these of our `NAMES`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted((EXAMPLE / subject).iterdir()):
-        if names is None or path.stem in names:
-            shutil.copy(path, folder / path.name)
+    for name, path in zip(NAMES, sorted((EXAMPLE / subject).iterdir()), strict=True):
+        if name in names:
+            shutil.copy(path, folder / f"{name}.png")
     return folder
 
 

@@ -164,7 +164,7 @@ def test_identity_and_text_from_raw_features(cli: Cli, trained: Path, prompts: P
 
     done = cli("eval", trained, "--prompts", prompts, "-n", 2, "--no-drift", "--json").document
     folder = bundled_folder()
-    model = CLIPModel(CLIPConfig.from_pretrained(folder / "clip")).eval()
+    model = CLIPModel(CLIPConfig.from_pretrained(folder / "clip")).float().eval()
     text_tower = load_file(folder / "text_encoder" / "model.safetensors")
     weights = {f"text_model.{name}": tensor for name, tensor in text_tower.items()}
     model.load_state_dict(load_file(folder / "clip" / "model.safetensors") | weights)

@@ -223,7 +223,11 @@ def test_a_device_that_is_not_there(cli: Cli, trained: Path) -> None:
 
 
 def test_a_prompt_whose_end_is_cut_off_is_made_with_a_warning(cli: Cli, trained: Path) -> None:
-    prompt = "a photo of a {} " + "on the beach " * 12 + "in the snow"
+    from attnbooth_cli.engine.base_models import resolve
+    from attnbooth_cli.engine.families import load_tokenizer
+
+    length = load_tokenizer(resolve("tiny")).model_max_length
+    prompt = "a photo of a {} " + "on the beach " * (length // 3 + 2) + "in the snow"
     done = cli("generate", trained, prompt, "--steps", 1)
     assert done.code == 0
     assert "does not see: " in done.err

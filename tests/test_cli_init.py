@@ -19,16 +19,16 @@ def manifest(project: Path) -> dict[str, dict[str, object]]:
 
 
 def test_every_flag_reaches_the_manifest(cli: Cli, tmp_path: Path) -> None:
-    given, more = pictures(tmp_path / "in", names=["beach", "room"]), pictures(tmp_path / "more", names=["plain"])
+    given, more = pictures(tmp_path / "in", names=["one", "two"]), pictures(tmp_path / "more", names=["three"])
     root = tmp_path / "felix"
     flags = ("--category", "cat", "--token", "<felix-1>", "--model", "tiny", "--resolution", 128)
-    done = cli("init", root, "--images", given, "--images", more / "plain.png", *flags)
+    done = cli("init", root, "--images", given, "--images", more / "three.png", *flags)
     assert done.code == 0
     written = manifest(root)
     assert written["concept"] == {"name": "felix", "category": "cat", "token": "<felix-1>", "images": "images"}
     assert written["base"] == {"model": "tiny"}
     assert written["train"] == {"resolution": 128}
-    assert sorted(path.name for path in (root / "images").iterdir()) == ["beach.png", "plain.png", "room.png"]
+    assert sorted(path.name for path in (root / "images").iterdir()) == ["one.png", "three.png", "two.png"]
     assert snapshot(root / "images").items() >= snapshot(given).items()
 
 
@@ -168,12 +168,12 @@ def test_a_project_is_not_replaced_unless_forced(cli: Cli, project: Path, tmp_pa
     assert refused.code == 2
     assert "--force" in refused.err.splitlines()[-1]
     assert snapshot(project) == before
-    more = pictures(tmp_path / "more", "cat", ["plain"])
+    more = pictures(tmp_path / "more", "cat", ["one"])
     assert cli("init", project, "--images", more, "--category", "cat", "--model", "tiny", "--force").code == 0
     assert manifest(project)["concept"]["category"] == "cat"
     images = snapshot(project / "images")
     assert images.items() > {name.removeprefix("images/"): data for name, data in before.items() if "/" in name}.items()
-    assert (more / "plain.png").read_bytes() in images.values()  # beside the plain.png that was there
+    assert (more / "one.png").read_bytes() in images.values()
 
 
 def test_a_file_in_the_way(cli: Cli, tmp_path: Path) -> None:
@@ -215,11 +215,11 @@ def test_stray_files_are_listed_and_left_out(cli: Cli, tmp_path: Path) -> None:
 def test_a_picture_that_is_none_stops_init_before_anything_is_written(cli: Cli, tmp_path: Path, damage: str) -> None:
     """The other half of that complaint: a corrupt picture is found before the work, not in the middle of it."""
     given, root = pictures(tmp_path / "in"), tmp_path / "felix"
-    whole = (given / "room.png").read_bytes()
-    (given / "room.png").write_bytes({"text": b"hello", "cut": whole[: len(whole) // 2], "empty": b""}[damage])
+    whole = (given / "two.png").read_bytes()
+    (given / "two.png").write_bytes({"text": b"hello", "cut": whole[: len(whole) // 2], "empty": b""}[damage])
     done = cli("init", root, "--images", given, "--category", "cat", "--model", "tiny")
     assert done.code == 2
-    assert "room.png" in done.err
+    assert "two.png" in done.err
     assert not root.exists()
 
 
@@ -227,7 +227,7 @@ def test_turned_photos_are_trained_upright_and_that_is_said(cli: Cli, tmp_path: 
     """Users complain that phone photos, upright in every viewer, are trained lying on their side."""
     from attnbooth_cli.project.pictures import load
 
-    given, root = pictures(tmp_path / "in", names=["beach", "room"]), tmp_path / "felix"
+    given, root = pictures(tmp_path / "in", names=["one", "two"]), tmp_path / "felix"
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = Image.new("RGB", (64, 128), "white")
@@ -245,7 +245,7 @@ def test_turned_photos_are_trained_upright_and_that_is_said(cli: Cli, tmp_path: 
 
 
 def test_a_single_picture_is_enough_and_warned_of(cli: Cli, tmp_path: Path) -> None:
-    given = pictures(tmp_path / "in", names=["plain"])
+    given = pictures(tmp_path / "in", names=["one"])
     done = cli("init", tmp_path / "felix", "--images", given, "--category", "cat", "--model", "tiny")
     assert done.code == 0
     assert "Only 1 picture" in done.err
