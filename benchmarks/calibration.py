@@ -27,13 +27,12 @@ from attnbooth_cli.engine.families import Components, load_components
 from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.judges import ClipJudge, load_clip
 from attnbooth_cli.engine.preparation import TrainOptions
-from attnbooth_cli.engine.prompts import EVALUATION
 from attnbooth_cli.engine.question import EvalOptions
 from attnbooth_cli.engine.scorecard import summary
 from attnbooth_cli.engine.training import train
+from benchmarks.paper_table.run import PROMPTS, opened
 
 CONCEPTS = Path(__file__).with_name("concepts") / "test"
-PROMPTS = tuple(prompt for its in EVALUATION["tiny"].values() for prompt in its)
 ROWS = (
     "references among themselves",
     "references through the VAE",
@@ -49,11 +48,6 @@ Features = Callable[[Sequence[Image.Image]], np.ndarray]
 def category_of(concept: Path) -> str:
     """The noun of a concept's folder, `teddy-bear` -> "teddy bear"."""
     return concept.name.replace("-", " ")
-
-
-def opened(paths: Sequence[Path]) -> list[Image.Image]:
-    """Pictures in RGB."""
-    return [Image.open(path).convert("RGB") for path in paths]
 
 
 def true_pictures(concept: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -105,6 +105,6 @@ def load_instance_encoder(folder: Path = FOLDER) -> InstanceEncoder:
 
 
 @torch.inference_mode()
-def judged(model: nn.Module, pictures: Tensor, batch: int = 200) -> list[object]:
+def judged(model: nn.Module, pictures: Tensor, batch: int = 200) -> list[Any]:
     """`model` over `pictures` in batches; the outputs in order."""
     return [model(part) for part in pictures.split(batch)]

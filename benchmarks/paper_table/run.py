@@ -134,7 +134,7 @@ def second_opinion(
     truth_of = [unit.truth / f"{number + 1}.png" for number in range(len(PROMPTS)) for _ in range(each)]
     seen, wanted = (_verdict(desk.classifier, rows) for rows in (pictures, opened(truth_of)))
     noun = desk.classifier.labels["noun"].index(unit.category)
-    embedded = [torch.cat(judged(desk.encoder, tensor(rows))) for rows in (pictures, references)]  # type: ignore[arg-type]
+    embedded = [torch.cat(judged(desk.encoder, tensor(rows))) for rows in (pictures, references)]
     return {
         "identity": float((embedded[0] @ embedded[1].T).mean()),
         "object": float((seen["noun"] == noun).float().mean()),

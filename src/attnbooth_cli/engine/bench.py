@@ -155,6 +155,7 @@ def _references(folder: Path, card: Card) -> tuple[Path, ...]:
 
 
 def as_array(tensor: torch.Tensor) -> Array:
+    """Features as scores take them: float64, of the same shape."""
     return np.asarray(tensor.numpy(), np.float64)
 
 
