@@ -96,9 +96,10 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
 def options_of(unit: Unit) -> TrainOptions:
     """The method's published schedule with its rates times the factor, and fewer class pictures."""
     rates = [
-        f"train.{stage.name}.learning_rate={stage.learning_rate * unit.factor:.12g}"
+        f"train.{stage.name}.{key}={rate * unit.factor:.12g}"
         for stage in METHODS[unit.method].stages
-        if stage.enabled
+        for key, rate in (("learning_rate", stage.learning_rate), ("embedding_rate", stage.embedding_rate))
+        if stage.enabled and rate
     ]
     prior = [f"train.prior_pictures={PRIOR_PICTURES}"]
     return TrainOptions(method=unit.method, settings=("train.schedule=paper", *rates, *prior))

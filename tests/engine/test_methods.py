@@ -15,13 +15,24 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attnbooth_cli.engine import adapters, concept, neti
+from attnbooth_cli.engine import adapters, concept, neti, vico
+from attnbooth_cli.engine.augmentation import unaugmented
 from attnbooth_cli.engine.base_models import bundled_folder, resolve
-from attnbooth_cli.engine.families import Components, load_components
+from attnbooth_cli.engine.families import FAMILIES, Components, load_components
 from attnbooth_cli.engine.generation import generate
 from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject, accumulate_gradients, conditioning_of, objective, run_stage
-from attnbooth_cli.engine.methods import DREAMBOOTH, LORA, METHODS, OFT, TEMPLATES, TEXTUAL_INVERSION, AdamW, Method
+from attnbooth_cli.engine.methods import (
+    DREAMBOOTH,
+    LORA,
+    METHODS,
+    OFT,
+    TEMPLATES,
+    TEXTUAL_INVERSION,
+    VICO,
+    AdamW,
+    Method,
+)
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.training import resume, train
 from attnbooth_cli.errors import StoppedError
@@ -45,6 +56,7 @@ TRAINS = {
     "lora": {"unet"},
     "oft": {"unet"},
     "neti": {"embedding"},
+    "vico": {"attention"},
 }
 
 
@@ -116,7 +128,7 @@ def test_what_a_method_changes(trained: dict[str, Project], name: str) -> None:
         assert any(".attn1." in key for key in changed)
     elif "unet" in TRAINS[name]:
         assert changed == set(before)
-    elif "attention" in TRAINS[name]:
+    elif "attention" in TRAINS[name] and not METHODS[name].stages[1].adapter:
         assert changed
         assert changed <= {key for key in before if ".attn2." in key}
     else:
@@ -126,10 +138,10 @@ def test_what_a_method_changes(trained: dict[str, Project], name: str) -> None:
     word = "sks" if METHODS[name].rare_token else "cat"
     first, *_ = encoder.tokenizer(word, add_special_tokens=False).input_ids
     start = encoder.model.get_input_embeddings().weight[first]
-    assert torch.equal(row[0], start) == ("embedding" not in TRAINS[name] or name == "neti")
+    assert torch.equal(row[0], start) == (name == "neti" or ("embedding" not in TRAINS[name] and name != "vico"))
 
 
-@pytest.mark.parametrize("name", ["textual-inversion", "dreambooth", "lora", "oft", "neti"])
+@pytest.mark.parametrize("name", ["textual-inversion", "dreambooth", "lora", "oft", "neti", "vico"])
 def test_a_stopped_run_ends_with_the_same_bits(trained: dict[str, Project], name: str, tmp_path: Path) -> None:
     """Templates, class pictures and adapters included."""
     root, asked = new_project(tmp_path / name), iter(range(100))
@@ -366,16 +378,13 @@ def test_the_plan_says_where_a_methods_settings_are_from(tmp_path: Path) -> None
 def mapped(components: Components) -> tuple[Components, Subject]:
     """The bundled model with [V] as a network."""
     subject = make_subject(components)
-    (encoder,) = components.text_encoders
-    category, *_ = encoder.tokenizer("cat", add_special_tokens=False).input_ids
-    mapper = neti.new_mapper(encoder.model, components.unet, category, 0).requires_grad_(False)
-    components.layerwise_prompt = neti.LayerwisePrompt(mapper, encoder.tokenizer.convert_tokens_to_ids("<it>"))
+    components.prompting = neti.begin(components, subject.placeholder, make_source(components))
     return components, subject
 
 
 def test_every_layer_and_time_has_its_own_encoding_of_the_concept_alone(mapped: tuple[Components, Subject]) -> None:
     components, _ = mapped
-    prompt = components.layerwise_prompt
+    prompt = components.prompting
     (encoder,) = components.text_encoders
     prompt.texts = ["a photo of a <it>", "a photo of a cat"]
     with torch.no_grad():
@@ -398,7 +407,7 @@ def test_layers_are_told_apart_whatever_their_processor(mapped: tuple[Components
     """A layer's own encoding decides its output: worked out from its projections, the fused kernel left aside."""
     components, _ = mapped
     (encoder,) = components.text_encoders
-    components.layerwise_prompt.texts = ["a photo of a <it>"]
+    components.prompting.texts = ["a photo of a <it>"]
     name = neti.execution_order(dict.fromkeys(cross_attention(components)))[3]
     layer = components.unet.get_submodule(name)
     seen: dict[str, Tensor] = {}
@@ -414,13 +423,13 @@ def test_layers_are_told_apart_whatever_their_processor(mapped: tuple[Components
     ignored = torch.zeros(1, 5, config.cross_attention_dim)
     with (
         torch.no_grad(),
-        neti.layerwise(components.layerwise_prompt, encoder.tokenizer, encoder.model, components.unet),
+        components.prompting.at_work(components),
     ):
         handles = [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
         components.unet(latents, 300, ignored)
         for handle in handles:
             handle.remove()
-        keys, values = components.layerwise_prompt.encode(encoder.tokenizer, encoder.model, torch.tensor([300]))
+        keys, values = components.prompting.encode(encoder.tokenizer, encoder.model, torch.tensor([300]))
         q, k, v = (
             layer.to_q(seen["hidden"]).unflatten(-1, (layer.heads, -1)).transpose(1, 2),
             layer.to_k(keys[3]).unflatten(-1, (layer.heads, -1)).transpose(1, 2),
@@ -432,12 +441,13 @@ def test_layers_are_told_apart_whatever_their_processor(mapped: tuple[Components
 
 
 def test_a_mapper_is_the_norm_of_its_category_and_restores(mapped: tuple[Components, Subject]) -> None:
-    components, _ = mapped
-    mapper = components.layerwise_prompt.mapper
+    components, subject = mapped
+    mapper = components.prompting.module
     times, layers = torch.tensor([0, 500, 999]), torch.tensor([0, 1, 2])
+    restored = neti.restore(components, subject.placeholder, mapper.state_dict())
     with torch.no_grad():
         both = torch.cat(mapper(times, layers), 1)
-        again = torch.cat(neti.restored(mapper.state_dict())(times, layers), 1)
+        again = torch.cat(restored.module(times, layers), 1)
         fewer = torch.cat(mapper(times, layers, torch.tensor([128, 128, 3])), 1)
     (encoder,) = components.text_encoders
     category, *_ = encoder.tokenizer("cat", add_special_tokens=False).input_ids
@@ -464,3 +474,175 @@ def test_an_ablation_has_the_rates_of_its_method_and_other_methods_have_their_ow
     assert rates["attndreambooth-without-regulariser"] == rates["attndreambooth"]
     assert rates["dreambooth"] == DREAMBOOTH.stages[2].learning_rate
     assert rates["lora"] == LORA.stages[2].learning_rate
+
+
+# --- ViCo -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(components: Components) -> Components:
+    """The bundled model with untrained image attention."""
+    subject = make_subject(components)
+    components.prompting = vico.begin(components, subject.placeholder, make_source(components))
+    return components
+
+
+def call(components: Components, texts: list[str], seed: int = 0, times: tuple[int, ...] = (300, 700)) -> Tensor:
+    config = components.unet.config
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(len(texts), config.in_channels, config.sample_size, config.sample_size, generator=generator)
+    hidden = FAMILIES[components.family].encode(components, texts)["encoder_hidden_states"]
+    return components.unet(latents, torch.tensor(times[: len(texts)]), hidden, return_dict=False)[0]
+
+
+@torch.no_grad()
+def test_new_blocks_stand_after_every_other_one_of_the_up_blocks(shown: Components) -> None:
+    order = [name.removesuffix(".attn2") for name in neti.execution_order(dict.fromkeys(cross_attention(shown)))]
+    expected = [name for number, name in enumerate(order) if number % 2 == 0 and name.startswith("up_blocks")]
+    assert vico.places(shown.unet) == expected
+    assert expected
+    assert len(shown.prompting.module.blocks) == len(expected)
+
+
+@torch.no_grad()
+def test_every_sample_sees_its_own_reference_and_nobody_elses(shown: Components) -> None:
+    """A batch of two is two batches of one; another reference is another output; the U-Net is as before afterwards."""
+    texts = ["a photo of a <it> on the beach", "a photo of a cat"]
+    before = call(shown, texts)
+    prompting = shown.prompting
+    with prompting.at_work(shown):
+        prompting.tell(shown, texts)
+        prompting.references = torch.randn(2, *prompting.module.reference.shape[1:])
+        both, own = call(shown, texts), prompting.references
+        assert not torch.allclose(both, before, atol=1e-3)
+        (latents,) = (torch.cat([both]),)
+        prompting.references = own.flip(0)
+        assert not torch.allclose(call(shown, texts), latents, atol=1e-4)
+        config = shown.unet.config
+        noise = torch.randn(
+            2, config.in_channels, config.sample_size, config.sample_size, generator=torch.Generator().manual_seed(0)
+        )
+        for index, text in enumerate(texts):
+            prompting.tell(shown, [text])
+            prompting.references = own[[index]]
+            hidden = FAMILIES[shown.family].encode(shown, [text])["encoder_hidden_states"]
+            alone = shown.unet(noise[[index]], torch.tensor([(300, 700)[index]]), hidden, return_dict=False)[0]
+            assert torch.allclose(alone, both[[index]], atol=1e-4)
+    assert torch.equal(call(shown, texts), before)
+
+
+@torch.no_grad()
+def test_what_a_block_attends_to_is_where_the_token_looks(shown: Components) -> None:
+    """Changing the reference's features where the mask hides them changes nothing; where it shows them, something."""
+    name = vico.places(shown.unet)[-1]
+    block = shown.prompting.module.blocks[name.replace(".", "|")]
+    width = block.norm1.normalized_shape[0]
+    samples, references = torch.randn(1, 16, width), torch.randn(1, 16, width)
+    maps = torch.rand(1, 2, 16)
+    seen = vico.otsu(maps[:, 0])[0]
+    assert 0 < int(seen.sum()) < 16
+
+    def output(reference: Tensor) -> Tensor:
+        shown.prompting._maps[name] = maps
+        return vico._attend(shown.prompting, name)(None, None, torch.cat([samples, reference]))[:1]
+
+    hidden, visible = references.clone(), references.clone()
+    hidden[:, ~seen] += 5.0
+    visible[:, seen] += 5.0
+    assert torch.allclose(output(hidden), output(references), atol=1e-5)
+    assert not torch.allclose(output(visible), output(references), atol=1e-3)
+
+
+def test_otsu_is_the_threshold_of_the_largest_variance_between_classes() -> None:
+    """Every tenth tried, with NumPy, on maps of their own; a flat map is kept whole."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        values = np.concatenate([generator.normal(0.2, 0.05, 40), generator.normal(0.7, 0.1, 24)])
+        scaled = (values - values.min()) / (values.max() - values.min())
+        between = []
+        for tenth in range(1, 10):
+            low, high = scaled[scaled < tenth / 10], scaled[scaled >= tenth / 10]
+            between.append(len(low) * len(high) * (low.mean() - high.mean()) ** 2)
+        expected = scaled >= (1 + int(np.argmax(between))) / 10
+        assert vico.otsu(torch.tensor(values)[None])[0].tolist() == expected.tolist()
+    assert vico.otsu(torch.ones(1, 5)).all()
+
+
+def test_vicos_regularisation_is_the_gap_of_the_two_maps(shown: Components) -> None:
+    """Worked out from the layers' own projections; summed over samples, so that batches split."""
+    texts = ["a photo of a <it>", "a <it> in the snow"]
+    prompting = shown.prompting
+    inputs: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = [
+        shown.unet.get_submodule(name).attn2.register_forward_pre_hook(
+            lambda _m, arguments, kwargs, name=name: inputs.update(
+                {name: (arguments[0], kwargs["encoder_hidden_states"])}
+            ),
+            with_kwargs=True,
+        )
+        for name in vico.places(shown.unet)
+    ]
+    with torch.no_grad(), prompting.at_work(shown):
+        prompting.tell(shown, texts)
+        call(shown, texts)
+        found = float(prompting.regularisation)
+    for handle in handles:
+        handle.remove()
+    (encoder,) = shown.text_encoders
+    by_hand = 0.0
+    for name, (hidden, context) in inputs.items():
+        attn = shown.unet.get_submodule(name).attn2
+        for sample, text in enumerate(texts):
+            ids = encoder.tokenizer(text).input_ids
+            here, end = ids.index(encoder.tokenizer.convert_tokens_to_ids("<it>")), len(ids) - 1
+            q, k = (
+                its.detach().unflatten(-1, (attn.heads, -1)).transpose(0, 1).double()
+                for its in (attn.to_q(hidden[2 + sample]), attn.to_k(context[2 + sample]))
+            )
+            maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1).mean(0)
+            gap = maps[:, here] / maps[:, here].max() - maps[:, end] / maps[:, end].max()
+            by_hand += 5e-4 * float(gap.square().mean())
+    assert found == pytest.approx(by_hand, rel=1e-4)
+    assert found > 0
+
+
+def test_the_embedding_beside_the_new_layers_has_its_own_rate(components: Components, accelerator: Accelerator) -> None:
+    """AdamW's first step is as long as the rate, whatever the gradient."""
+    subject = make_subject(components)
+    source = make_source(components)
+    components.prompting = vico.begin(components, subject.placeholder, source)
+    before = subject.rows.detach().clone()
+    weight = next(components.prompting.module.parameters()).detach().clone()
+    stage = replace(VICO.stages[1], steps=1)
+    run_stage(stage, subject, source, accelerator, AdamW(weight_decay=0.0))
+    assert float((subject.rows - before).abs().median()) == pytest.approx(5e-3, rel=0.05)
+    moved = (next(components.prompting.module.parameters()) - weight).abs()
+    assert float(moved.max()) == pytest.approx(1e-5, rel=0.1)
+
+
+def test_an_embeddings_rate_needs_a_stage_that_trains_it_beside_something(tmp_path: Path) -> None:
+    from attnbooth_cli.engine.preparation import prepare
+    from attnbooth_cli.errors import InputError
+
+    settings = ("train.unet.embedding_rate=0.1",)
+    with pytest.raises(InputError, match="does not train the embedding beside"):
+        prepare(new_project(tmp_path / "p"), TrainOptions(settings=settings))
+
+
+def test_references_are_other_pictures_and_keyed(components: Components) -> None:
+    """Told by the nearest of the pictures' own latents; each of the others comes up."""
+    source = make_source(components, augment=unaugmented)
+    plain = torch.cat([replace(source, pictures=[picture]).first() for picture in source.pictures])
+
+    def which(latents: Tensor) -> list[int]:
+        return (latents[:, None] - plain[None]).square().flatten(2).mean(2).argmin(1).tolist()
+
+    whole = source.others("attention", 3, range(20), 20)
+    parts = torch.cat([source.others("attention", 3, [index], 20) for index in range(20)])
+    assert torch.allclose(whole, parts, atol=1e-5)
+    own = which(source.batch("attention", 3, range(20), 20).latents)
+    pairs = set(zip(own, which(whole), strict=True))
+    assert all(mine != other for mine, other in pairs)
+    assert {other for _, other in pairs} == set(range(len(source.pictures)))
+    alone = replace(source, pictures=source.pictures[:1])
+    assert which(alone.others("attention", 3, [0], 1)) == [0]

@@ -30,8 +30,8 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="attndreambooth by default; textual-inversion, dreambooth, ti-db, lora, oft, neti, or an ablation. "
-            "[env: ATTNBOOTH_TRAIN_METHOD]"
+            help="attndreambooth by default; textual-inversion, dreambooth, ti-db, lora, oft, neti, vico, or an "
+            "ablation. [env: ATTNBOOTH_TRAIN_METHOD]"
         ),
     ] = None,
     until: Annotated[options.Stage | None, typer.Option(help="The last stage to do.")] = None,

@@ -3,7 +3,8 @@
 learned_embeds.safetensors   {token: [n, d]} float32, as diffusers' load_textual_inversion reads it
 unet/                        a diffusers U-Net folder, after stage `unet`; or, where an adapter was trained,
 ADAPTER                      its weights alone, in diffusers' own form for LoRA (`adapters.FILES`)
-neti_mapper.safetensors      the network that stands for [V], where there is one
+neti_mapper.safetensors      the network that stands for [V], where there is one; or ViCo's layers and its reference
+vico_attention.safetensors   picture (`prompting.KINDS`)
 stages/attention.safetensors the cross-attention tensors as stage `attention` left them
 concept.json                 model-card data and the hashes of the other files; written last
 """
@@ -22,11 +23,11 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from attnbooth_cli import __version__
-from attnbooth_cli.engine import adapters, neti
+from attnbooth_cli.engine import adapters, prompting
 from attnbooth_cli.engine.families import Components
 from attnbooth_cli.engine.methods import STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan
-from attnbooth_cli.engine.tokens import Placeholder, add_placeholder, placeholder, placeholder_ids, write_rows
+from attnbooth_cli.engine.tokens import Placeholder, add_placeholder, placeholder, write_rows
 from attnbooth_cli.engine.weights import read_tensors, write_tensors
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project import durable
@@ -37,7 +38,6 @@ SCHEMA = 1
 CARD = "concept.json"
 EMBEDDINGS = "learned_embeds.safetensors"
 ATTENTION = "stages/attention.safetensors"
-MAPPER = "neti_mapper.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -114,8 +114,8 @@ def publish(place: Path, result: Result) -> None:
         if result.attention:
             (folder / ATTENTION).parent.mkdir()
             write_tensors(folder / ATTENTION, {name: tensor.to(dtype) for name, tensor in result.attention.items()})
-        if result.components.layerwise_prompt is not None:
-            write_tensors(folder / MAPPER, result.components.layerwise_prompt.mapper.state_dict())
+        for file in _prompting_files(plan):
+            write_tensors(folder / file, prompting.frozen(result.components.prompting.module))
         if result.adapter:
             adapters.write(folder, _unet_stage(plan), result.adapter, dtype)
         elif "unet" in result.stages:
@@ -150,7 +150,8 @@ def publish_again(place: Path, card: Card, stage: StageName) -> None:
         ResourceError: it cannot be written.
     """
     verify(card, f"restore it from a copy, or delete {card.folder}")
-    of_stage = {"embedding": (EMBEDDINGS, MAPPER), "attention": (EMBEDDINGS, MAPPER, ATTENTION)}
+    always = (EMBEDDINGS, *(kind.file for kind in prompting.KINDS.values()))
+    of_stage = {"embedding": always, "attention": (*always, ATTENTION)}
     files = [name for name in card.document["files"] if stage == "unet" or name in of_stage[stage]]
     stages = card.stages[: card.stages.index(stage) + 1]
     with durable.new_directory(place) as folder:
@@ -210,6 +211,12 @@ def _unet_stage(plan: Plan) -> Stage:
     return next(stage for stage in plan.stages if stage.name == "unet")
 
 
+def _prompting_files(plan: Plan) -> list[str]:
+    """The file of what tells the U-Net of [V], where the plan trains such a thing."""
+    adapters_ = {stage.adapter for stage in plan.stages if stage.enabled}
+    return [kind.file for name, kind in prompting.KINDS.items() if name in adapters_]
+
+
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """The files below a folder with sizes and hashes."""
     return {
@@ -248,17 +255,17 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
             "use the base model the concept was trained on",
         )
     write_rows(encoder.tokenizer, encoder.model, card.placeholder, rows)
-    if (card.folder / MAPPER).exists():
-        mapper = neti.restored(read_tensors(card.folder / MAPPER))
-        (token_id,) = placeholder_ids(encoder.tokenizer, card.placeholder)[:1]
-        components.layerwise_prompt = neti.LayerwisePrompt(mapper, token_id)
+    for kind in prompting.KINDS.values():
+        if kind.file in card.document.get("files", {}):
+            tensors = read_tensors(card.folder / kind.file)
+            components.prompting = kind.restore(components, card.placeholder, tensors)
     changed: dict[str, Tensor] = {}
     if stage == "unet" and (card.folder / UNET).exists():
         changed = read_tensors(card.folder / UNET)
     elif stage == "unet":
         trained = TypeAdapter(Stage).validate_python(_planned(card.document, "unet"))
         adapters.apply(components.unet, trained, card.folder)
-    elif stage == "attention":
+    elif stage == "attention" and ATTENTION in card.document.get("files", {}):
         changed = read_tensors(card.folder / ATTENTION)
     load_tensors(components.unet, changed, str(card.folder))
 

@@ -80,6 +80,24 @@ class LatentSource:
         timesteps = [torch.randint(self.train_timesteps, (1,), generator=keyed_generator(*k, "timestep")) for k in keys]
         return Batch(latents, _normal(keys, "noise", mean), torch.cat(timesteps).to(mean.device))
 
+    def others(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> Tensor:
+        """Latents [m, c, h, w] of another picture than each sample's own, or of the same if there is only one."""
+        draws = []
+        for index in indices:
+            own, key = self._draw(stage, step, index, batch_size).picture, (self.seed, stage, step, index, "other")
+            further = torch.randint(max(len(self.pictures) - 1, 1), (1,), generator=keyed_generator(*key))
+            draws.append(Draw((own + 1 + int(further)) % len(self.pictures), (*key, "augmentation")))
+        mean, std = (torch.stack(moments) for moments in zip(*self._posteriors(draws), strict=True))
+        keys = [(self.seed, stage, step, index, "other") for index in indices]
+        latents: Tensor = (mean + std * _normal(keys, "posterior", mean)) * self.vae.config.scaling_factor
+        return latents
+
+    def first(self) -> Tensor:
+        """Latents [1, c, h, w] of the first picture: the mean of the posterior."""
+        ((mean, _),) = self._posteriors([Draw(0, (self.seed, "first"))])
+        latents: Tensor = mean.unsqueeze(0) * self.vae.config.scaling_factor
+        return latents
+
     def prompt_number(self, stage: str, step: int, index: int, prompts: int) -> int:
         """Which of several training prompts a sample has, uniformly."""
         return int(torch.randint(prompts, (1,), generator=keyed_generator(self.seed, stage, step, index, "prompt")))

@@ -36,7 +36,7 @@ class Components:
     """A base model taken apart. Weights are float32; `noise_scheduler` is the training schedule (DDPM).
 
     Attributes:
-        layerwise_prompt: `neti.LayerwisePrompt` where [V] is a network, else None.
+        prompting: What tells the U-Net of [V] where that is more than an embedding (`prompting`), else None.
     """
 
     family: str
@@ -44,14 +44,14 @@ class Components:
     vae: Any
     unet: Any
     noise_scheduler: Any
-    layerwise_prompt: Any = None
+    prompting: Any = None
 
     def to(self, device: torch.device) -> Components:
         """Moves every model to `device`, in place."""
         for model in (self.unet, self.vae, *(encoder.model for encoder in self.text_encoders)):
             model.to(device)
-        if self.layerwise_prompt is not None:
-            self.layerwise_prompt.mapper.to(device)
+        if self.prompting is not None:
+            self.prompting.module.to(device)
         return self
 
     @property
@@ -229,7 +229,7 @@ class ComponentPool:
                 self._loaded[key] = (components, pristine, rows)
             return components
         components, pristine, rows = self._loaded[key]
-        components.layerwise_prompt = None
+        components.prompting = None
         components.unet.load_state_dict(pristine)
         for encoder, count in zip(components.text_encoders, rows, strict=True):
             encoder.tokenizer = load_tokenizer(base)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from attnbooth_cli.engine import concept
 from attnbooth_cli.engine.attention import MapProcessor, processors
 from attnbooth_cli.engine.generation import load_concept, settings_for, warn_of_long_prompts
@@ -82,7 +84,13 @@ def inspect_attention(
         if step == 0:
             word_maps(recorder, chosen, resolution)  # refuses a resolution no layer has, before the work is done
 
-    with processors(loaded.components.unet, lambda name: MapProcessor(name, columns, recorder.add)):
+    prompting = loaded.components.prompting
+    parts = prompting.parts if prompting else 1
+
+    def receive(layer: str, probabilities: Tensor) -> None:
+        recorder.add(layer, probabilities.chunk(parts)[0])
+
+    with processors(loaded.components.unet, lambda name: MapProcessor(name, columns, receive)):
         (picture,) = sample(loaded.components, [Request(text, seed)], settings, between_steps=after_step)
     maps, layers = word_maps(recorder, chosen, resolution)
     peak = max(float(values.max()) for values in maps.values())

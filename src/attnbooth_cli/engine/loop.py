@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbooth_cli.engine import adapters, neti
+from attnbooth_cli.engine import adapters
 from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_modules, recording_statistics
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.data import Batch, LatentSource
@@ -84,14 +84,16 @@ class Progress:
 def trainable_parameters(subject: Subject, stage: Stage) -> Parameters:
     """The parameters a stage trains, by name; everything else stays bit-identical.
 
-    embedding: the rows of [V], or the network that stands for them. attention: every parameter of the U-Net's
-    cross-attention modules, not their norms. unet: the whole U-Net, or the adapter that is attached to it.
+    embedding: the rows of [V]. attention: every parameter of the U-Net's cross-attention modules, not their norms.
+    unet: the whole U-Net. An adapter's own parameters take their place, with the rows of [V] last if it trains them.
     """
     unet = subject.components.unet
+    if stage.adapter and not stage.adapts_unet:
+        rows = {"placeholder": subject.rows} if stage.embedding_rate else {}
+        return {**dict(subject.components.prompting.module.named_parameters()), **rows}
     match stage.name:
         case "embedding":
-            told = subject.components.layerwise_prompt
-            return dict(told.mapper.named_parameters()) if stage.adapter else {"placeholder": subject.rows}
+            return {"placeholder": subject.rows}
         case "attention":
             return {
                 f"{name}.{key}": parameter
@@ -131,7 +133,7 @@ def run_stage(
     with only_trainable(parameters), checkpointing(components.unet, gradient_checkpointing):
         optimizer = accelerator.prepare(
             torch.optim.AdamW(
-                parameters.values(),
+                parameter_groups(stage, parameters),
                 lr=stage.learning_rate,
                 betas=constants.betas,
                 eps=constants.eps,
@@ -145,13 +147,14 @@ def run_stage(
             _restore(resume, parameters, optimizer, accelerator.scaler)
             first_step = resume.step
         conditioning = conditioning_of(stage, subject, source, accelerator)
-        with told(subject.components), recording(stage, subject) as recorder:
+        with recording(stage, subject) as recorder:
             for step in range(first_step, stage.steps):
                 started = time.perf_counter()
                 optimizer.zero_grad(set_to_none=True)
-                losses = accumulate_gradients(
-                    stage, step, subject, source, accelerator, conditioning, recorder, micro_batch_size
-                )
+                with told(subject.components):
+                    losses = accumulate_gradients(
+                        stage, step, subject, source, accelerator, conditioning, recorder, micro_batch_size
+                    )
                 add_over_processes(parameters, accelerator)
                 if constants.max_gradient_norm is not None:
                     accelerator.clip_grad_norm_(parameters.values(), constants.max_gradient_norm)
@@ -160,6 +163,13 @@ def run_stage(
                 seconds = time.perf_counter() - started
                 after_step(Progress(stage, step + 1, parameters, optimizer, accelerator.scaler, losses, seconds))
     accelerator.free_memory()  # it would keep this stage's optimiser state to the end of the run
+
+
+def parameter_groups(stage: Stage, parameters: Parameters) -> list[dict[str, Any]]:
+    """AdamW's groups, in the order of `parameters`: the embedding beside other things has a rate of its own."""
+    rows = [its for name, its in parameters.items() if name == "placeholder" and stage.embedding_rate]
+    others = [its for its in parameters.values() if not any(its is row for row in rows)]
+    return [{"params": others}, *([{"params": rows, "lr": stage.embedding_rate}] if rows else [])]
 
 
 def accumulate_gradients(
@@ -221,9 +231,12 @@ def objective(
     with recorder.armed() if recorder else nullcontext():
         prediction = components.unet(noisy, batch.timesteps, **expanded, return_dict=False)[0]
     diffusion = diffusion_loss(prediction, target)
-    if recorder is None:
-        return diffusion, diffusion.new_zeros(())
-    return diffusion, attention_regularisation(recorder.layers, stage.mean_weight, stage.variance_weight)
+    attention = diffusion.new_zeros(())
+    if recorder is not None:
+        attention = attention_regularisation(recorder.layers, stage.mean_weight, stage.variance_weight)
+    if components.prompting is not None and components.prompting.regularisation is not None:
+        attention = attention + components.prompting.regularisation
+    return diffusion, attention
 
 
 def process_share(batch_size: int, process: int, processes: int) -> range:
@@ -307,29 +320,27 @@ def conditioning_of(stage: Stage, subject: Subject, source: LatentSource, accele
         return {name: value[drawn(step, indices)] for name, value in constant().items()}
 
     def trained(step: int, indices: Sequence[int]) -> Conditioning:
+        """With gradients to the rows."""
         ids = placeholder_ids(encoder.tokenizer, subject.placeholder)
         with substituted_rows(encoder.model, ids, subject.rows):
             return encode(components, [subject.prompts[number] for number in drawn(step, indices)])
 
-    def mapped(step: int, indices: Sequence[int]) -> Conditioning:
-        prompt = components.layerwise_prompt
-        layers = len(cross_attention_modules(components.unet))
+    def prompted(step: int, indices: Sequence[int]) -> Conditioning:
+        """What else tells the U-Net of [V] is told of the samples too."""
         numbers = drawn(step, indices)
-        prompt.texts = [subject.prompts[number] for number in (numbers if len(numbers) > 1 else numbers * len(indices))]
-        prompt.kept = neti.nested_dropout(source.seed, stage.name, step, indices, layers).to(components.device)
-        return kept(step, indices)  # which the layers do not look at
+        numbers = numbers if len(numbers) > 1 else numbers * len(indices)
+        components.prompting.tell(components, [subject.prompts[number] for number in numbers])
+        components.prompting.draw(source, stage.name, step, indices, stage.batch_size)
+        return trained(step, indices) if stage.embedding_rate else kept(step, indices)
 
-    if stage.name != "embedding":
-        return Conditioner(kept, of_class)
-    return Conditioner(mapped if stage.adapter else trained, of_class)
+    if stage.adapter and not stage.adapts_unet:
+        return Conditioner(prompted, of_class)
+    return Conditioner(trained if stage.name == "embedding" else kept, of_class)
 
 
 def told(components: Components) -> Any:
-    """Layer by layer prompts during the block, where [V] is a network."""
-    if components.layerwise_prompt is None:
-        return nullcontext()
-    (encoder,) = components.text_encoders
-    return neti.layerwise(components.layerwise_prompt, encoder.tokenizer, encoder.model, components.unet)
+    """What [V] is beyond an embedding acts during the block."""
+    return components.prompting.at_work(components) if components.prompting is not None else nullcontext()
 
 
 def recording(stage: Stage, subject: Subject) -> Any:

@@ -15,8 +15,8 @@ StageName = Literal["embedding", "attention", "unet"]
 
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
-AdapterName = Literal["lora", "oft", "mapper"]
-"""What is trained in place of a stage's own weights: of the U-Net see `adapters`, of [V] see `neti`."""
+AdapterName = Literal["lora", "oft", "mapper", "image-attention"]
+"""What is trained in place of a stage's own weights: see `adapters`, `neti` and `vico`."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Stage:
         enabled: Off for an ablation that leaves the stage out.
         prior_weight: lambda of the prior-preservation loss (DreamBooth, equation 2); 0 for none.
         adapter: What is trained in place of the stage's own weights: LoRA or OFT in stage `unet`, NeTI's mapper in
-            stage `embedding`.
+            stage `embedding`, ViCo's new layers in stage `attention`.
         adapter_size: LoRA's rank; OFT's number of blocks.
+        embedding_rate: Learning rate of [V]'s embedding where ViCo's layers train it beside them.
     """
 
     name: StageName
@@ -47,6 +48,7 @@ class Stage:
     prior_weight: float = 0.0
     adapter: AdapterName | None = None
     adapter_size: int = 4
+    embedding_rate: float = 0.0
 
     @property
     def adapts_unet(self) -> bool:
@@ -216,6 +218,26 @@ NETI = Method(
     settings={"train.augmentation": "stretched"},
 )
 
+VICO = Method(
+    name="vico",
+    stages=_stages(
+        attention={
+            "steps": 400,
+            "learning_rate": 1e-5,
+            "batch_size": 1,
+            "adapter": "image-attention",
+            "embedding_rate": 5e-3,
+        }
+    ),
+    presets={},
+    prompts=TEMPLATES,
+    optimizer=AdamW(),
+    source="ViCo (Hao et al. 2023); haoosz/ViCo, ldm/models/diffusion/ddpm.py, configure_optimizers: 1e-5 of "
+    "the new layers; configs/v1-finetune.yaml: 5.0e-03 of the embedding, batch_size 1; README: 400 steps",
+    with_category=False,
+    settings={"train.augmentation": "none"},
+)
+
 
 def _without(part: str) -> Method:
     """An ablation of AttnDreamBooth: a stage left out, or the regulariser."""
@@ -242,6 +264,7 @@ METHODS: dict[str, Method] = {
         LORA,
         OFT,
         NETI,
+        VICO,
         *(_without(part) for part in (*STAGE_NAMES, "regulariser")),
     )
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnbooth_cli.engine.attention import cross_attention_modules
+from attnbooth_cli.engine.data import LatentSource
 from attnbooth_cli.engine.rng import keyed_generator
+from attnbooth_cli.engine.tokens import Placeholder, placeholder_ids
 
 FREQUENCIES = 1024
 SIGMA_TIME, SIGMA_LAYER = 0.03, 2.0
@@ -65,6 +68,11 @@ class Mapper(nn.Module):
         with torch.no_grad():
             self.anchors.weight.copy_(self.encoded(times, torch.arange(layers).repeat(TIME_ANCHORS)))
 
+    @property
+    def layers(self) -> int:
+        """l."""
+        return self.anchors.out_features // TIME_ANCHORS
+
     def encoded(self, times: Tensor, layers: Tensor) -> Tensor:
         """Random Fourier features of (time, layer) pairs [n]: [n, 2 FREQUENCIES], unit length."""
         angles = torch.stack([times, layers], 1).to(self.frequencies) @ self.frequencies.T
@@ -92,16 +100,34 @@ class LayerwisePrompt:
     Attributes:
         token_id: Of [V].
         kept: [b, l], see `Mapper.forward`; None for all.
+        parts, regularisation: See `Prompting`.
     """
 
-    mapper: Mapper
+    module: Mapper
     token_id: int
     texts: Sequence[str] = ()
     kept: Tensor | None = None
+    parts: int = 1
+    regularisation: Tensor | None = None
+
+    def at_work(self, components: Any) -> AbstractContextManager[None]:
+        """See `Prompting`."""
+        (encoder,) = components.text_encoders
+        return layerwise(self, encoder.tokenizer, encoder.model, components.unet)
+
+    def tell(self, components: Any, texts: Sequence[str]) -> None:
+        """See `Prompting`."""
+        self.texts, self.kept = texts, None
+        self.module.to(components.device)
+
+    def draw(self, source: LatentSource, stage: str, step: int, indices: Sequence[int], batch_size: int) -> None:
+        """See `Prompting`."""
+        kept = nested_dropout(source.seed, stage, step, indices, self.module.layers)
+        self.kept = kept.to(self.module.norm.device)
 
     def encode(self, tokenizer: Any, text_encoder: Any, times: Tensor) -> tuple[Tensor, Tensor]:
         """What the layers' keys and values are computed from at `times` [b]: [l, b, t, d] each."""
-        layers, samples = self.mapper.anchors.out_features // TIME_ANCHORS, len(self.texts)
+        layers, samples = self.module.layers, len(self.texts)
         length = min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
         ids = tokenizer(
             list(self.texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -109,7 +135,7 @@ class LayerwisePrompt:
         ids = ids.repeat(layers, 1)  # [l b, t]
         numbers = torch.arange(layers, device=times.device).repeat_interleave(samples)
         kept = None if self.kept is None else self.kept.T.flatten()
-        embedding, bypass = self.mapper(times.repeat(layers), numbers, kept)
+        embedding, bypass = self.module(times.repeat(layers), numbers, kept)
         here = (ids == self.token_id).unsqueeze(-1)  # [l b, t, 1]
         before_norm: list[Tensor] = []
 
@@ -136,18 +162,27 @@ class LayerwisePrompt:
         return keys.view(shape), values.view(shape)
 
 
-def new_mapper(text_encoder: Any, unet: Any, category_id: int, seed: int) -> Mapper:
-    """An untrained mapper for a base model; `category_id` is the token of the category's first piece."""
-    row = text_encoder.get_input_embeddings().weight[category_id]
-    return Mapper(len(row), len(cross_attention_modules(unet)), float(row.float().norm()), seed)
+def begin(components: Any, concept: Placeholder, source: LatentSource) -> LayerwisePrompt:
+    """An untrained mapper for a base model."""
+    (encoder,) = components.text_encoders
+    category_id, *_ = encoder.tokenizer(concept.category, add_special_tokens=False).input_ids
+    row = encoder.model.get_input_embeddings().weight[category_id]
+    layers = len(cross_attention_modules(components.unet))
+    mapper = Mapper(len(row), layers, float(row.float().norm()), source.seed).requires_grad_(False)
+    return _prompt(components, concept, mapper.to(components.device))
 
 
-def restored(tensors: Mapping[str, Tensor]) -> Mapper:
+def restore(components: Any, concept: Placeholder, tensors: Mapping[str, Tensor]) -> LayerwisePrompt:
     """A mapper from its stored tensors."""
     width, inside = tensors["output.weight"].shape[0] // 2, tensors["anchors.weight"].shape[0]
     mapper = Mapper(width, inside // TIME_ANCHORS, 1.0, 0)
     mapper.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return mapper.requires_grad_(False)
+    return _prompt(components, concept, mapper.requires_grad_(False))
+
+
+def _prompt(components: Any, concept: Placeholder, mapper: Mapper) -> LayerwisePrompt:
+    (encoder,) = components.text_encoders
+    return LayerwisePrompt(mapper, placeholder_ids(encoder.tokenizer, concept)[0])
 
 
 def nested_dropout(seed: int, stage: str, step: int, indices: Sequence[int], layers: int) -> Tensor:

@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
 }
 _STAGE_KEYS = (
     "enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight", "prior_weight", "adapter_size",
+    "embedding_rate",
 )  # fmt: skip
 _PLAIN_KEYS = (
     "method", "schedule", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
@@ -213,6 +214,12 @@ def build_plan(
         for key in (f"train.{name}.{weight}" for name in STAGE_NAMES for weight in ("mean_weight", "variance_weight")):
             values[key], origins[key] = 0.0, "train.regulariser = false"
     stages = tuple(_stage(stage, values) for stage in method.stages)
+    for stage in stages:
+        if stage.embedding_rate and stage.adapter != "image-attention":
+            raise InputError(
+                f"stage {stage.name} of {method.name} does not train the embedding beside something else",
+                f"leave train.{stage.name}.embedding_rate out",
+            )
     if not any(stage.enabled for stage in stages):
         raise InputError("every stage is disabled: nothing would be trained", "enable one of train.<stage>.enabled")
     concept = manifest.concept

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from attnbooth_cli.engine.families import FAMILIES, Components
-from attnbooth_cli.engine.neti import layerwise
 from attnbooth_cli.errors import InputError
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -100,16 +99,14 @@ def sample(
 
 @contextlib.contextmanager
 def _told(components: Components, batch: Sequence[Request], settings: SamplingSettings) -> Iterator[None]:
-    """Layer by layer prompts during the block, where [V] is a network (`neti`)."""
-    prompt = components.layerwise_prompt
-    if prompt is None:
+    """What [V] is beyond an embedding acts during the block."""
+    prompting = components.prompting
+    if prompting is None:
         yield
         return
     guided = settings.guidance > 1  # else diffusers leaves the unconditional half out
-    prompt.texts = [settings.negative] * (len(batch) * guided) + [request.prompt for request in batch]
-    prompt.kept = None
-    (encoder,) = components.text_encoders
-    with layerwise(prompt, encoder.tokenizer, encoder.model, components.unet):
+    prompting.tell(components, [settings.negative] * (len(batch) * guided) + [request.prompt for request in batch])
+    with prompting.at_work(components):
         yield
 
 

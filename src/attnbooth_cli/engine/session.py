@@ -174,6 +174,8 @@ class Session:
 
     def _attention(self, stages: tuple[StageName, ...]) -> dict[str, Tensor]:
         """What stage `attention` changed, as it left it or as it is on the way."""
+        if self._stage("attention").adapter:
+            return {}
         if stages[-1] == "attention":
             return {
                 name: tensor.detach()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnbooth_cli.engine import adapters, checkpoint, concept, neti
+from attnbooth_cli.engine import adapters, checkpoint, concept
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.checkpoint import Checkpoint
@@ -38,6 +38,7 @@ from attnbooth_cli.engine.preparation import (
     check_pictures_of_plan,
     prepare,
 )
+from attnbooth_cli.engine.prompting import KINDS
 from attnbooth_cli.engine.runs import (
     RunFolder,
     is_current,
@@ -55,7 +56,6 @@ from attnbooth_cli.engine.tokens import (
     category_pieces,
     knows,
     placeholder,
-    placeholder_ids,
     write_rows,
 )
 from attnbooth_cli.engine.trial import estimate_seconds
@@ -185,8 +185,8 @@ def _execute(
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
     components = pool.take(base)
     _require_space(folder, plan, components)
-    subject = _subject(components.to(accelerator.device), plan, emit)
-    source = _source(picture_paths, plan, components)
+    source = _source(picture_paths, plan, components.to(accelerator.device))
+    subject = _subject(components, source, plan, emit)
     if any(stage.prior_weight for stage in plan.stages_until(until)):
         subject = replace(subject, prior=_prior(folder, plan, base, components, accelerator, emit))
     session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [])
@@ -338,7 +338,7 @@ def _nothing_to_do(project: Project, run: Run) -> Finished:
     )
 
 
-def _subject(components: Components, plan: Plan, emit: Emit) -> Subject:
+def _subject(components: Components, source: LatentSource, plan: Plan, emit: Emit) -> Subject:
     (encoder,) = components.text_encoders
     placeholder_ = placeholder(plan.concept.token, plan.concept.vectors, plan.concept.category, plan.with_category)
     known = [prompt for prompt in plan.prompts if knows(encoder.tokenizer, prompt.replace("{}", ""))]
@@ -348,11 +348,9 @@ def _subject(components: Components, plan: Plan, emit: Emit) -> Subject:
     prompts = tuple(placeholder_.prompt(prompt) for prompt in (known or plan.prompts))
     rows = add_placeholder(encoder.tokenizer, encoder.model, placeholder_, plan.initial)
     parameter = nn.Parameter(rows.to(components.device), requires_grad=False)
-    if any(stage.adapter == "mapper" and stage.enabled for stage in plan.stages):
-        category_id, *_ = encoder.tokenizer(plan.concept.category, add_special_tokens=False).input_ids
-        mapper = neti.new_mapper(encoder.model, components.unet, category_id, plan.seed).requires_grad_(False)
-        (token_id,) = placeholder_ids(encoder.tokenizer, placeholder_)[:1]
-        components.layerwise_prompt = neti.LayerwisePrompt(mapper.to(components.device), token_id)
+    for stage in plan.stages:
+        if stage.enabled and stage.adapter in KINDS:
+            components.prompting = KINDS[stage.adapter].begin(components, placeholder_, source)
     return Subject(components, placeholder_, parameter, prompts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from attnbooth_cli.engine.loop import (
     conditioning_of,
     only_trainable,
     recording,
+    told,
     trainable_parameters,
 )
 from attnbooth_cli.engine.methods import Stage, StageName
@@ -50,6 +52,7 @@ def estimate_seconds(
     with (
         only_trainable(trainable_parameters(subject, trial)),
         checkpointing(unet, plan.gradient_checkpointing),
+        told(subject.components) if trial.adapter else nullcontext(),
         recording(trial, subject) as recorder,
     ):
         conditioning = conditioning_of(trial, subject, source, accelerator)
