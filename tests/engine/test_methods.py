@@ -57,6 +57,7 @@ TRAINS = {
     "oft": {"unet"},
     "neti": {"embedding"},
     "vico": {"attention"},
+    "attndreambooth-with-core": {"embedding", "attention", "unet"},
 }
 
 
@@ -141,7 +142,9 @@ def test_what_a_method_changes(trained: dict[str, Project], name: str) -> None:
     assert torch.equal(row[0], start) == (name == "neti" or ("embedding" not in TRAINS[name] and name != "vico"))
 
 
-@pytest.mark.parametrize("name", ["textual-inversion", "dreambooth", "lora", "oft", "neti", "vico"])
+@pytest.mark.parametrize(
+    "name", ["textual-inversion", "dreambooth", "lora", "oft", "neti", "vico", "attndreambooth-with-core"]
+)
 def test_a_stopped_run_ends_with_the_same_bits(trained: dict[str, Project], name: str, tmp_path: Path) -> None:
     """Templates, class pictures and adapters included."""
     root, asked = new_project(tmp_path / name), iter(range(100))

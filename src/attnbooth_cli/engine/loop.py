@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbooth_cli.engine import adapters
+from attnbooth_cli.engine import adapters, context
 from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_modules, recording_statistics
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.data import Batch, LatentSource
@@ -26,6 +26,7 @@ from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss
 from attnbooth_cli.engine.methods import AdamW, Stage
 from attnbooth_cli.engine.tokens import (
     Placeholder,
+    knows,
     maximum_length,
     placeholder_ids,
     recorded_positions,
@@ -44,7 +45,11 @@ INITIAL_SCALE = 2.0**16
 
 @dataclass(frozen=True)
 class StepLosses:
-    """The objective's terms at one step, over the whole batch, each with its weight."""
+    """The objective's terms at one step, over the whole batch, each with its weight.
+
+    Attributes:
+        attention: All that looks at attention, and CoRe's terms.
+    """
 
     diffusion: float
     attention: float
@@ -193,11 +198,36 @@ def accumulate_gradients(
             diffusion, attention = objective(stage, subject.components, batch, conditioning.of(step, indices), recorder)
         accelerator.backward(part * diffusion + attention)
         totals[:2] += torch.stack([part * diffusion.detach(), attention.detach()])
+        if stage.contextual:
+            with accelerator.autocast():
+                around = context_loss(stage, step, indices, subject, source, batch)
+            accelerator.backward(around)
+            totals[1] += around.detach()
         if stage.prior_weight:
             prior = part * stage.prior_weight * prior_loss(stage, step, indices, subject, accelerator, conditioning)
             accelerator.backward(prior)
             totals[2] += prior.detach()
     return StepLosses(*accelerator.reduce(totals, reduction="sum").tolist())
+
+
+def context_loss(
+    stage: Stage, step: int, indices: Sequence[int], subject: Subject, source: LatentSource, batch: Batch
+) -> Tensor:
+    """CoRe's terms (`context`), a sum over the micro-batch, each sample with a prompt of its own."""
+    components = subject.components
+    (encoder,) = components.text_encoders
+    known = [text for text in context.PROMPTS if knows(encoder.tokenizer, text.replace("{}", ""))]
+    numbers = [source.prompt_number(f"{stage.name} context", step, index, len(known)) for index in indices]
+    noisy = components.noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    return context.context_regularisation(
+        components,
+        subject.placeholder,
+        subject.rows,
+        [known[number] for number in numbers],
+        noisy,
+        batch.timesteps,
+        (stage.context_weight, stage.context_attention_weight),
+    )
 
 
 def prior_loss(

@@ -35,6 +35,8 @@ class Stage:
         adapter: What is trained in place of the stage's own weights: LoRA or OFT in stage `unet`, NeTI's mapper in
             stage `embedding`, ViCo's new layers in stage `attention`.
         adapter_size: LoRA's rank; OFT's number of blocks.
+        context_weight: lambda_emb of CoRe's context regularisation (see `context`), of stage `embedding`; 0 for none.
+        context_attention_weight: lambda_attn of the same.
         embedding_rate: Learning rate of [V]'s embedding where ViCo's layers train it beside them.
     """
 
@@ -49,11 +51,18 @@ class Stage:
     adapter: AdapterName | None = None
     adapter_size: int = 4
     embedding_rate: float = 0.0
+    context_weight: float = 0.0
+    context_attention_weight: float = 0.0
 
     @property
     def adapts_unet(self) -> bool:
         """Whether an adapter stands in for the U-Net's weights."""
         return self.name == "unet" and self.adapter is not None
+
+    @property
+    def contextual(self) -> bool:
+        """Whether any term of CoRe's context regularisation is active."""
+        return self.context_weight != 0 or self.context_attention_weight != 0
 
     @property
     def regularised(self) -> bool:
@@ -100,8 +109,8 @@ class Method:
 
     @property
     def family(self) -> str:
-        """The method that this one is, or is an ablation of."""
-        return self.name.partition("-without-")[0]
+        """The method that this one is, is an ablation of, or adds something to."""
+        return self.name.partition("-with")[0]
 
 
 ATTNDREAMBOOTH = Method(
@@ -254,6 +263,17 @@ def _without(part: str) -> Method:
     )
 
 
+CORE = replace(
+    ATTNDREAMBOOTH,
+    name=f"{ATTNDREAMBOOTH.name}-with-core",
+    stages=(
+        replace(ATTNDREAMBOOTH.stages[0], context_weight=1.5e-4, context_attention_weight=0.05),
+        *ATTNDREAMBOOTH.stages[1:],
+    ),
+    source=f"{ATTNDREAMBOOTH.source}; with the context regularisation of CoRe (Wu et al. 2024) in stage 1, its weights "
+    "those of a public re-implementation (the authors published none)",
+)
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -266,5 +286,6 @@ METHODS: dict[str, Method] = {
         NETI,
         VICO,
         *(_without(part) for part in (*STAGE_NAMES, "regulariser")),
+        CORE,
     )
 }

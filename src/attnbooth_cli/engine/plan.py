@@ -44,7 +44,7 @@ DEFAULTS: dict[str, Any] = {
 }
 _STAGE_KEYS = (
     "enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight", "prior_weight", "adapter_size",
-    "embedding_rate",
+    "context_weight", "context_attention_weight", "embedding_rate",
 )  # fmt: skip
 _PLAIN_KEYS = (
     "method", "schedule", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
@@ -219,6 +219,10 @@ def build_plan(
             raise InputError(
                 f"stage {stage.name} of {method.name} does not train the embedding beside something else",
                 f"leave train.{stage.name}.embedding_rate out",
+            )
+        if stage.contextual and stage.name != "embedding":
+            raise InputError(
+                f"stage {stage.name} has no context regularisation", "set train.embedding.context_weight instead"
             )
     if not any(stage.enabled for stage in stages):
         raise InputError("every stage is disabled: nothing would be trained", "enable one of train.<stage>.enabled")

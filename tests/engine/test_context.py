@@ -1,0 +1,128 @@
+"""CoRe's terms against plain loops, what they leave out, and where their gradients go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnbooth_cli.engine import context
+from attnbooth_cli.engine.families import FAMILIES, Components
+from attnbooth_cli.engine.initialisation import init
+from attnbooth_cli.engine.loop import Subject, accumulate_gradients, conditioning_of, context_loss
+from attnbooth_cli.engine.methods import CORE
+from attnbooth_cli.engine.preparation import TrainOptions, prepare
+from attnbooth_cli.engine.prompts import COMPLEX, DREAMBOOTH, EVALUATION
+from attnbooth_cli.errors import InputError
+from tests.engine.conftest import EXAMPLE, latent_shape, make_source
+
+
+def test_no_prompt_is_one_that_is_scored() -> None:
+    scored = {
+        prompt
+        for sets in (*EVALUATION.values(), *COMPLEX.values(), *DREAMBOOTH.values())
+        for group in sets.values()
+        for prompt in group
+    }
+    assert len(scored) > 60
+    assert not scored & set(context.PROMPTS)
+    assert all(prompt.count("{}") == 1 for prompt in context.PROMPTS)
+
+
+def test_the_terms_are_the_papers_sums() -> None:
+    generator = torch.Generator().manual_seed(0)
+    e, f = (torch.randn(2, 5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    by_hand = sum(
+        (1 - float(e[s, i] @ f[s, i] / e[s, i].norm() / f[s, i].norm())) / 5 for s in range(2) for i in range(5)
+    )
+    assert float(context.embedding_regularisation(e, f)) == pytest.approx(by_hand, abs=1e-12)
+    layers = [[torch.rand(2, p, 5, generator=generator, dtype=torch.float64) for p in (64, 16)] for _ in range(2)]
+    total = 0.0
+    for sample in range(2):
+        for token in range(5):
+            small, large = (
+                torch.stack([
+                    F.interpolate(layer[sample, :, token].view(1, 1, int(layer.shape[1] ** 0.5), -1), (4, 4),
+                                  mode="bilinear")[0, 0]
+                    for layer in maps
+                ]).mean(0)
+                for maps in layers
+            )  # fmt: skip
+            total += float((small - large).square().sum()) / 5
+    assert float(context.attention_regularisation(*layers)) == pytest.approx(total, abs=1e-12)
+
+
+def regularisation(subject: Subject, rows: Tensor, prompts: list[str], weights: tuple[float, float]) -> Tensor:
+    components = subject.components
+    generator = torch.Generator().manual_seed(3)
+    noisy = torch.randn(len(prompts), *latent_shape(components), generator=generator)
+    times = torch.arange(len(prompts)) * 100 + 300
+    return context.context_regularisation(components, subject.placeholder, rows, prompts, noisy, times, weights)
+
+
+def test_the_categorys_own_embedding_has_nothing_to_regularise(components: Components, subject: Subject) -> None:
+    (encoder,) = components.text_encoders
+    category, *_ = encoder.tokenizer("cat", add_special_tokens=False).input_ids
+    row = encoder.model.get_input_embeddings().weight[[category]].detach().clone()
+    prompts = ["a {} in the woods", "a {} at sunset"]
+    assert float(regularisation(subject, row, prompts, (1.0, 1.0))) < 1e-6
+    other = row + 0.05 * torch.randn(row.shape, generator=torch.Generator().manual_seed(0))
+    of_encodings, of_maps = (float(regularisation(subject, other, prompts, w)) for w in ((1.0, 0.0), (0.0, 1.0)))
+    assert of_encodings > 1e-5
+    assert of_maps > 1e-7
+    both = float(regularisation(subject, other, prompts, (2.0, 3.0)))
+    assert both == pytest.approx(2 * of_encodings + 3 * of_maps, rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_concepts_own_place_is_left_out(components: Components, subject: Subject) -> None:
+    """Worked out from the two encodings; a category of two pieces shifts what comes after it."""
+    (encoder,) = components.text_encoders
+    encode = FAMILIES[components.family].encode
+    for category in ("cat", "teddy bear"):
+        concept = replace(subject.placeholder, category=category)
+        found = context.context_regularisation(
+            components, concept, subject.rows, ["a drawing of a {} in the woods"], torch.zeros(1, 1), torch.zeros(1),
+            (1.0, 0.0),
+        )  # fmt: skip
+        encoder.model.get_input_embeddings().weight[-1] = subject.rows[0]
+        (told,) = encode(components, ["a drawing of a <it> in the woods"])["encoder_hidden_states"]
+        (reference,) = encode(components, [f"a drawing of a {category} in the woods"])["encoder_hidden_states"]
+        pieces = len(encoder.tokenizer(category, add_special_tokens=False).input_ids)
+        left, right = torch.cat([told[:5], told[6:]]), torch.cat([reference[:5], reference[5 + pieces :]])
+        size = min(len(left), len(right))
+        expected = (1 - F.cosine_similarity(left[:size], right[:size])).mean()
+        assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_gradients_reach_the_embedding_alone_and_batches_split(
+    components: Components, subject: Subject, accelerator: Accelerator
+) -> None:
+    source = make_source(components)
+    stage = replace(CORE.stages[0], batch_size=4, context_weight=1.0, context_attention_weight=1.0)
+    subject.rows.requires_grad_(True)
+    conditioning = conditioning_of(stage, subject, source, accelerator)
+    gradients = []
+    for micro_batch_size in (0, 1):
+        subject.rows.grad = None
+        losses = accumulate_gradients(stage, 3, subject, source, accelerator, conditioning, None, micro_batch_size)
+        gradients.append((losses.attention, subject.rows.grad.clone()))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-4)
+    assert torch.allclose(gradients[0][1], gradients[1][1], rtol=1e-3, atol=1e-6)
+    assert all(parameter.grad is None for parameter in components.unet.parameters())
+    batch = source.batch("embedding", 3, range(4), 4)
+    alone = float(context_loss(stage, 3, range(4), subject, source, batch).detach())
+    assert gradients[0][0] == pytest.approx(alone, rel=1e-4)
+    subject.rows.requires_grad_(False)
+
+
+def test_it_is_off_by_default_and_belongs_to_the_first_stage(tmp_path: Path) -> None:
+    init(tmp_path / "p", images=[EXAMPLE], category="cat", model="tiny", token="<it>")
+    assert not any(stage.contextual for stage in prepare(tmp_path / "p", TrainOptions()).plan.stages)
+    with pytest.raises(InputError, match="stage unet has no context regularisation"):
+        prepare(tmp_path / "p", TrainOptions(settings=("train.unet.context_weight=0.1",)))
