@@ -138,7 +138,7 @@ def _schedule(options: Options) -> bool:
 
     preview = options.work / "preview"
     export.export(options.work, preview)
-    schedule.search(options.work, preview, say)
+    schedule.search(options.work, preview, say, options.processes)
     for row in schedule.table(options.work):
         say(str(row))
     return True
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny", description=__doc__.split("\n\n")[0])
     parser.add_argument("step", choices=["all", *STEPS])
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "tiny", help="default: build/tiny")
-    parser.add_argument("--processes", type=int, default=1, help="of training steps and rendering; default 1")
+    parser.add_argument("--processes", type=int, default=1, help="of training, rendering and search steps; default 1")
     parser.add_argument("--minutes", type=float, help="stop a training step after so long, its progress saved")
     parsed = parser.parse_args(arguments)
     options = Options(parsed.work, parsed.processes, parsed.minutes)

@@ -28,6 +28,7 @@ from tools.tiny.concepts import Concept, held_out
 from tools.tiny.dataset import wardrobe_of
 from tools.tiny.instances import Wardrobe
 from tools.tiny.measure import GUIDANCE, SAMPLING_STEPS, instance_embed
+from tools.tiny.processes import each_done
 from tools.tiny.truth import concept_images, depicted, references, true_picture
 from tools.tiny.vae import scaled
 
@@ -76,17 +77,23 @@ class Trial:
 
 
 TRIALS = (
-    Trial(1, 1, 1, "paper"),
-    Trial(1, 1, 1),
+    Trial(1, 1, 1, "published"),
+    Trial(5, 10, 10, "published"),
     Trial(5, 10, 10),
-    Trial(5, 10, 20),
-    Trial(5, 20, 10),
-    Trial(5, 30, 30),
     Trial(10, 10, 10),
-    Trial(2, 10, 10),
-    Trial(5, 10, 5),
-    Trial(5, 10, 10, "paper"),
+    Trial(5, 10, 20),
+    Trial(5, 30, 30),
 )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial on one tuning concept; `model` is the base model's folder."""
+
+    work: Path
+    model: Path
+    trial: Trial
+    concept: Concept
 
 
 def scores(concept: Concept, wardrobe: Wardrobe, work: Path, pictures: np.ndarray) -> dict[str, float]:
@@ -139,10 +146,12 @@ def trained_pictures(
     return np.stack([np.asarray(Image.open(picture.path).convert("RGB")) for picture in made.pictures]), seconds
 
 
-def search(work: Path, model: Path, say: Callable[[str], None], trials: Sequence[Trial] = TRIALS) -> None:
+def search(
+    work: Path, model: Path, say: Callable[[str], None], processes: int = 1, trials: Sequence[Trial] = TRIALS
+) -> None:
     """Every trial on every tuning concept; rows in `work/measured/schedule.jsonl`, one is never made twice."""
     wardrobe = wardrobe_of(work)
-    file = work / "measured" / "schedule.jsonl"
+    file = _rows(work)
     file.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
     done = {(row["trial"], row["concept"]) for row in rows}
@@ -150,16 +159,28 @@ def search(work: Path, model: Path, say: Callable[[str], None], trials: Sequence
     for concept in tuning:
         if ("ceiling", concept.name) not in done:
             _append(file, {"trial": "ceiling", "concept": concept.name} | ceiling(concept, wardrobe, work))
-    for trial in trials:
-        for concept in tuning:
-            if (trial.name, concept.name) in done:
-                continue
-            root = work / "schedule" / trial.name / concept.name
-            pictures, seconds = trained_pictures(concept, wardrobe, trial, model, root)
-            row = scores(concept, wardrobe, work, pictures) | {"seconds": seconds}
-            _append(file, {"trial": trial.name, "concept": concept.name} | row | {"settings": asdict(trial)})
-            say(f"{trial.name} {concept.name}: {row}")
-            shutil.rmtree(root / "concept", ignore_errors=True)
+    jobs = [
+        Job(work, model, trial, concept)
+        for trial in trials
+        for concept in tuning
+        if (trial.name, concept.name) not in done
+    ]
+    for count in each_done(do, jobs, processes):
+        say(f"schedule: {count} of {len(jobs)}")
+
+
+def do(job: Job) -> None:
+    """Train, make the pictures, and write the row."""
+    wardrobe, name = wardrobe_of(job.work), job.concept.name
+    root = job.work / "schedule" / job.trial.name / name
+    pictures, seconds = trained_pictures(job.concept, wardrobe, job.trial, job.model, root)
+    row = scores(job.concept, wardrobe, job.work, pictures) | {"seconds": seconds}
+    _append(_rows(job.work), {"trial": job.trial.name, "concept": name} | row | {"settings": asdict(job.trial)})
+    shutil.rmtree(root / "concept", ignore_errors=True)
+
+
+def _rows(work: Path) -> Path:
+    return work / "measured" / "schedule.jsonl"
 
 
 def _append(file: Path, row: dict[str, Any]) -> None:
@@ -169,7 +190,7 @@ def _append(file: Path, row: dict[str, Any]) -> None:
 
 def table(work: Path) -> list[dict[str, Any]]:
     """Means over the concepts of every trial that is complete, best first."""
-    rows = [json.loads(line) for line in (work / "measured" / "schedule.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in _rows(work).read_text("utf-8").splitlines()]
     count = sum(concept.split == "tuning" for concept in held_out())
     means = []
     for trial in dict.fromkeys(row["trial"] for row in rows):
