@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from attnbooth_cli.engine.attention import cross_attention_modules, recording_statistics
 from attnbooth_cli.engine.families import FAMILIES, Components
@@ -14,6 +15,7 @@ from attnbooth_cli.engine.losses import (
     attention_regularisation,
     diffusion_loss,
     diffusion_target,
+    min_snr_weights,
     token_statistics,
 )
 from attnbooth_cli.engine.tokens import recorded_positions
@@ -117,6 +119,23 @@ def test_diffusion_loss_by_the_book(prediction_type: str) -> None:
     expected = ((prediction - target) ** 2).sum() / target.numel()
     actual = diffusion_loss(prediction, diffusion_target(scheduler, latents, noise, timesteps))
     assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_those_of_diffusers_and_weigh_each_sample(prediction_type: str) -> None:
+    scheduler = DDPMScheduler(prediction_type=prediction_type)
+    timesteps = torch.tensor([0, 10, 400, 999])
+    snr = compute_snr(scheduler, timesteps)
+    expected = torch.stack([snr, torch.full_like(snr, 5.0)]).amin(0) / (snr + (prediction_type == "v_prediction"))
+    weights = min_snr_weights(scheduler, timesteps, 5.0)
+    assert torch.allclose(weights, expected, rtol=1e-4)
+    prediction, target = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    by_hand = sum(
+        float(w) * float((p - t).square().mean()) for w, p, t in zip(weights, prediction, target, strict=True)
+    )
+    assert float(diffusion_loss(prediction, target, weights)) == pytest.approx(by_hand / 4, rel=1e-5)
+    ones = torch.ones(4)
+    assert float(diffusion_loss(prediction, target, ones)) == pytest.approx(float(diffusion_loss(prediction, target)))
 
 
 def test_unknown_prediction_type_is_refused() -> None:

@@ -22,7 +22,7 @@ from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_m
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.data import Batch, LatentSource
 from attnbooth_cli.engine.families import FAMILIES, Components, Conditioning
-from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target
+from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target, min_snr_weights
 from attnbooth_cli.engine.methods import AdamW, Stage
 from attnbooth_cli.engine.tokens import (
     Placeholder,
@@ -260,7 +260,9 @@ def objective(
     expanded = {name: value.expand(size, *value.shape[1:]) for name, value in conditioning.items()}
     with recorder.armed() if recorder else nullcontext():
         prediction = components.unet(noisy, batch.timesteps, **expanded, return_dict=False)[0]
-    diffusion = diffusion_loss(prediction, target)
+    scheduler, gamma = components.noise_scheduler, stage.snr_gamma
+    weights = min_snr_weights(scheduler, batch.timesteps, gamma) if gamma else None
+    diffusion = diffusion_loss(prediction, target, weights)
     attention = diffusion.new_zeros(())
     if recorder is not None:
         attention = attention_regularisation(recorder.layers, stage.mean_weight, stage.variance_weight)

@@ -59,9 +59,20 @@ def diffusion_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, times
             raise ValueError(f"unsupported prediction type {other!r}")
 
 
-def diffusion_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over everything, in float32. Returns a scalar."""
-    return F.mse_loss(at_least_float32(prediction), at_least_float32(target), reduction="mean")
+def diffusion_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error over everything, in float32; with `weights` [b], each sample's times its own. A scalar."""
+    if weights is None:
+        return F.mse_loss(at_least_float32(prediction), at_least_float32(target), reduction="mean")
+    errors = (at_least_float32(prediction) - at_least_float32(target)).square().flatten(1).mean(dim=1)  # [b]
+    return (weights * errors).mean()
+
+
+def min_snr_weights(noise_scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
+    """min(snr, gamma) / snr, for v-prediction min(snr, gamma) / (snr + 1), as [b] (Hang et al. 2023, Min-SNR)."""
+    cumulative = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
+    snr = cumulative / (1 - cumulative)
+    v_prediction = noise_scheduler.config.prediction_type == "v_prediction"
+    return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
 
 
 def attention_regularisation(

@@ -35,6 +35,7 @@ class Stage:
         adapter: What is trained in place of the stage's own weights: LoRA or OFT in stage `unet`, NeTI's mapper in
             stage `embedding`, ViCo's new layers in stage `attention`.
         adapter_size: LoRA's rank; OFT's number of blocks.
+        snr_gamma: gamma of the diffusion loss's min-SNR weights; 0 for none.
         context_weight: lambda_emb of CoRe's context regularisation (see `context`), of stage `embedding`; 0 for none.
         context_attention_weight: lambda_attn of the same.
         embedding_rate: Learning rate of [V]'s embedding where ViCo's layers train it beside them.
@@ -51,6 +52,7 @@ class Stage:
     adapter: AdapterName | None = None
     adapter_size: int = 4
     embedding_rate: float = 0.0
+    snr_gamma: float = 0.0
     context_weight: float = 0.0
     context_attention_weight: float = 0.0
 

@@ -44,7 +44,7 @@ DEFAULTS: dict[str, Any] = {
 }
 _STAGE_KEYS = (
     "enabled", "steps", "learning_rate", "batch_size", "mean_weight", "variance_weight", "prior_weight", "adapter_size",
-    "context_weight", "context_attention_weight", "embedding_rate",
+    "snr_gamma", "context_weight", "context_attention_weight", "embedding_rate",
 )  # fmt: skip
 _PLAIN_KEYS = (
     "method", "schedule", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",

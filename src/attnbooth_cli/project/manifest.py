@@ -41,6 +41,7 @@ class StageTable(_Table):
     variance_weight: Weight | None = None
     prior_weight: Weight | None = None
     adapter_size: Annotated[int, Field(gt=0, le=1024)] | None = None
+    snr_gamma: Weight | None = None
     context_weight: Weight | None = None
     context_attention_weight: Weight | None = None
     embedding_rate: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] | None = None
