@@ -1,7 +1,8 @@
 """The paper's comparison on the bundled model: python -m benchmarks.paper_table STEP [--minutes N]
 
 search   every method's rates, on tuning concepts            table   every method and ablation, on the test concepts
-page     docs/comparison/: the tables, the plot, the sheet   (each continues; several processes may run the same step)
+fast     schedules of our method, on tuning concepts         page    docs/comparison/: the tables, the plots, the sheet
+(each continues; several processes may run the same step)
 """
 
 from __future__ import annotations
@@ -49,24 +50,29 @@ def write_page(work: Path) -> None:
         "scores": page.main_table(found, best),
         "differences": page.difference_table(found, best),
         "second-opinion": page.second_opinion_table(found),
+        "fast": page.fast_table(work, units.fast_units(best)),
     }
     for name, lines in parts.items():
         durable.write_text(DOCS / f"{name}.md", "\n".join(lines) + "\n")
     durable.write_bytes(DOCS / "scatter.png", page.scatter(found, best))
+    durable.write_bytes(DOCS / "fast.png", page.fast_curve(work, units.fast_units(best)))
     page.sheet(work, best, list(METHODS), units.concepts("test")[0], SHOWN).save(DOCS / "sheet.png", optimize=True)
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["search", "table", "page"])
+    parser.add_argument("step", choices=["search", "table", "fast", "page"])
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--minutes", type=float)
     chosen = parser.parse_args()
     if chosen.step == "page":
         write_page(chosen.work)
         return 0
-    todo = units.search_units() if chosen.step == "search" else units.table_units(units.best_factors(chosen.work))
+    todo = units.search_units()
+    if chosen.step != "search":
+        best = units.best_factors(chosen.work)
+        todo = units.table_units(best) if chosen.step == "table" else units.fast_units(best)
     return 0 if work_through(todo, chosen.work, chosen.minutes) else 3
 
 

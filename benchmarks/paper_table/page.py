@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from attnbooth_cli.engine import scores
-from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
+from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.reports.heatmaps import labelled_strip
 from benchmarks.paper_table.units import PUBLISHED, Unit, result, table_units
 
 Row = tuple[str, float]
-"""A method and the factor of its rates."""
+"""A method (and its variant) and the factor of its rates."""
 Results = Mapping[Row, Mapping[str, dict[str, Any]]]
 """By row and concept."""
 
@@ -27,7 +27,9 @@ COLUMNS: Mapping[str, Callable[[dict[str, Any]], float]] = {
     "complex: text": lambda found: found["complex"]["text"],
     "drift": lambda found: found["drift"],
     "seconds": lambda found: found["seconds"],
+    "peak MB": lambda found: found["peak_mb"],
 }
+COSTS = ("seconds", "peak MB")
 SECOND_OPINION = ("identity", "object", "scene", "style")
 
 
@@ -36,7 +38,7 @@ def gathered(work: Path, best: Mapping[str, float]) -> Results:
     found: dict[Row, dict[str, dict[str, Any]]] = {}
     for unit in table_units(best):
         if (its := result(work, unit)) is not None:
-            found.setdefault((unit.method, unit.factor), {})[unit.concept] = its
+            found.setdefault((unit.label, unit.factor), {})[unit.concept] = its
     return found
 
 
@@ -68,11 +70,11 @@ def second_opinion_table(found: Results) -> list[str]:
 
 def difference_table(found: Results, best: Mapping[str, float], ours: str = ATTNDREAMBOOTH.name) -> list[str]:
     """How much less than our method every other scores, over the same concepts, each at its best rates."""
-    names = [name for name in COLUMNS if name != "seconds"]
+    names = [name for name in COLUMNS if name not in COSTS]
     lines = ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     reference = found[(ours, best[ours])]
     for (method, factor), by_concept in found.items():
-        if method == ours or factor != best[method.partition("-without-")[0]]:
+        if method == ours or factor != best[family(method)]:
             continue
         common = sorted(set(reference) & set(by_concept))
         cells = []
@@ -88,6 +90,48 @@ def difference_table(found: Results, best: Mapping[str, float], ours: str = ATTN
     return lines
 
 
+def family(row: str) -> str:
+    """Whose rates a row has: "attndreambooth-without-unet" and "attndreambooth fast" have attndreambooth's."""
+    return METHODS[row.partition(" ")[0]].family
+
+
+def by_variant(work: Path, todo: Sequence[Unit]) -> dict[str, list[dict[str, Any]]]:
+    """The results there are, by schedule."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for unit in todo:
+        if (found := result(work, unit)) is not None:
+            rows.setdefault(unit.variant or "default", []).append(found)
+    return rows
+
+
+def fast_table(work: Path, todo: Sequence[Unit]) -> list[str]:
+    """The second look at fast mode: how many samples each schedule sees, and what it scores, cheapest first."""
+    columns = [name for name in COLUMNS if name not in COSTS]
+    rows = by_variant(work, todo)
+    lines = ["| schedule | samples | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name, its in sorted(rows.items(), key=lambda item: item[1][0]["samples"]):
+        cells = [_cell([COLUMNS[column](found) for found in its]) for column in columns]
+        lines.append(f"| {name} | {its[0]['samples']:,} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
+    """Identity and text against the samples seen, each schedule a point, a PNG."""
+    from matplotlib.figure import Figure
+
+    rows = by_variant(work, todo)
+    figure = Figure((9, 4.5), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, 2), ("identity", "text"), strict=True):
+        for name, its in rows.items():
+            x, y = its[0]["samples"], float(np.mean([found[measure] for found in its]))
+            axes.plot(x, y, "o", markersize=5)
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=6)
+        axes.set_xlabel("samples seen in training")
+        axes.set_ylabel(measure)
+        axes.grid(alpha=0.2)
+    return _png(figure)
+
+
 def rates(factor: float) -> str:
     """A factor of the published rates, in words."""
     return "published" if factor == PUBLISHED else f"x {factor:g}"
@@ -101,7 +145,7 @@ def scatter(found: Results, best: Mapping[str, float]) -> bytes:
     axes = figure.add_subplot()
     for (method, factor), by_concept in found.items():
         x, y = (np.mean([its[name] for its in by_concept.values()]) for name in ("text", "identity"))
-        chosen = factor == best[method.partition("-without-")[0]]
+        chosen = factor == best[family(method)]
         (dots,) = axes.plot(x, y, "o", fillstyle="full" if chosen else "none", markersize=7)
         axes.annotate(method, (x, y), textcoords="offset points", xytext=(6, 3), fontsize=7, color=dots.get_color())
     per_concept = {its["concept"]: its for rows in found.values() for its in rows.values()}.values()
@@ -112,9 +156,7 @@ def scatter(found: Results, best: Mapping[str, float]) -> bytes:
     axes.set_xlabel("text")
     axes.set_ylabel("identity")
     axes.grid(alpha=0.2)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return _png(figure)
 
 
 def sheet(
@@ -123,7 +165,7 @@ def sheet(
     """The first picture of some prompts by each method at its best rates, the true pictures above; never picked."""
     rows: dict[str, Image.Image] = {}
     for method in methods:
-        unit = Unit(method, best[method.partition("-without-")[0]], "test", concept)
+        unit = Unit(method, best[family(method)], "test", concept)
         found = result(work, unit)
         if found is None:
             continue
@@ -133,6 +175,12 @@ def sheet(
         root = work / "projects" / unit.name
         rows |= {f"{method} {number}": Image.open(root / found["pictures"][number * each]) for number in prompts}
     return labelled_strip({name: its.convert("RGB") for name, its in rows.items()}, columns=len(prompts))
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def _cell(values: Sequence[float]) -> str:

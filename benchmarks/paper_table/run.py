@@ -21,13 +21,12 @@ from attnbooth_cli.engine.evaluation import evaluate
 from attnbooth_cli.engine.families import ComponentPool
 from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.judges import ClipJudge, load_clip
-from attnbooth_cli.engine.methods import METHODS
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.prompts import COMPLEX, EVALUATION
 from attnbooth_cli.engine.question import EvalOptions
 from attnbooth_cli.engine.training import train
 from benchmarks.judges import Classifier, InstanceEncoder, judged, load_classifier, load_instance_encoder
-from benchmarks.paper_table.units import Unit
+from benchmarks.paper_table.units import Unit, samples, settings_of
 
 PICTURES = 2
 """Of each prompt."""
@@ -64,9 +63,10 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
     root = work / "projects" / unit.name
     shutil.rmtree(root, ignore_errors=True)
     init(root, images=[unit.images], category=unit.category, model="tiny")
+    forget_peak()
     began = time.monotonic()
     train(root, options=options_of(unit), pool=desk.pool)
-    seconds = time.monotonic() - began
+    seconds, peak = time.monotonic() - began, peak_megabytes()
     asked = EvalOptions(n=PICTURES, baseline=True, untuned_pictures=work / "untuned")
     found = evaluate(root, asked, pool=desk.pool).report
     complex_ = evaluate(root, replace(asked, prompt_set="complex", drift=False, baseline=False), pool=desk.pool).report
@@ -75,10 +75,12 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
     shutil.rmtree(root / "concept", ignore_errors=True)
     shutil.rmtree(root / "runs", ignore_errors=True)
     return {
-        "method": unit.method,
+        "method": unit.label,
         "factor": unit.factor,
         "concept": unit.concept,
         "seconds": seconds,
+        "samples": samples(unit),
+        "peak_mb": peak,
         "identity": found["identity"],
         "text": found["text"],
         "drift": found["overall"]["drift"]["mean"],
@@ -93,16 +95,21 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
     }
 
 
+def forget_peak() -> None:
+    """Begins the process's peak of memory anew (Linux: proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_megabytes() -> float:
+    """The most memory the process has held since `forget_peak`, libraries and base model included, in MB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
 def options_of(unit: Unit) -> TrainOptions:
-    """The method's published schedule with its rates times the factor, and fewer class pictures."""
-    rates = [
-        f"train.{stage.name}.{key}={rate * unit.factor:.12g}"
-        for stage in METHODS[unit.method].stages
-        for key, rate in (("learning_rate", stage.learning_rate), ("embedding_rate", stage.embedding_rate))
-        if stage.enabled and rate
-    ]
-    prior = [f"train.prior_pictures={PRIOR_PICTURES}"]
-    return TrainOptions(method=unit.method, settings=("train.schedule=paper", *rates, *prior))
+    """The published schedule with what the unit sets, and fewer class pictures."""
+    settings = {"train.schedule": "paper", "train.prior_pictures": PRIOR_PICTURES, **settings_of(unit)}
+    return TrainOptions(method=unit.method, settings=tuple(f"{key}={value}" for key, value in settings.items()))
 
 
 def truth(desk: Desk, unit: Unit, references: Sequence[Image.Image]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnbooth_cli.engine.methods import METHODS
+from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.project import durable
 
 CONCEPTS = Path(__file__).parents[1] / "concepts"
@@ -25,6 +25,39 @@ SEARCH_CONCEPTS = 2
 """Tuning concepts of the search."""
 PUBLISHED = 1.0
 
+Changes = Mapping[str, Mapping[str, Any]]
+"""Stage (or "" for what is no stage's) -> setting -> value, learning rates before they are multiplied."""
+FAST: Changes = ATTNDREAMBOOTH.presets["fast"]
+
+
+def _and(changes: Changes, **more: Mapping[str, Any]) -> Changes:
+    """Fast mode with further changes; `all_` holds what is no stage's."""
+    named = {"" if name == "all_" else name: its for name, its in more.items()}
+    return {name: {**changes.get(name, {}), **named.get(name, {})} for name in {**changes, **named}}
+
+
+VARIANTS: Mapping[str, Changes] = {
+    "": {},
+    "fast": FAST,
+    "fast-upright": _and(FAST, all_={"augmentation": "upright"}),
+    "fast-pool": _and(FAST, all_={"augmentation_pool": 64}),
+    "fast-min-snr": _and(FAST, embedding={"snr_gamma": 5.0}, attention={"snr_gamma": 5.0}, unet={"snr_gamma": 5.0}),
+    "fast-half-1": _and(FAST, embedding={"steps": 30, "learning_rate": 2e-3}),
+    "fast-half-2": _and(FAST, attention={"steps": 50, "learning_rate": 4e-5}),
+    "fast-half-3": _and(FAST, unet={"steps": 100, "learning_rate": 2e-5}),
+    "fast-half-all": _and(
+        FAST,
+        embedding={"steps": 30, "learning_rate": 2e-3},
+        attention={"steps": 50, "learning_rate": 4e-5},
+        unet={"steps": 100, "learning_rate": 2e-5},
+    ),
+    "fast-small-batches": _and(
+        FAST, embedding={"batch_size": 4}, attention={"batch_size": 4}, unet={"steps": 400, "batch_size": 2}
+    ),
+    "fast-large-batches": _and(FAST, unet={"steps": 100, "batch_size": 8, "learning_rate": 2e-5}),
+}
+"""Our method's schedules: what changes against the default one. The second look at fast mode compares them."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -33,17 +66,24 @@ class Unit:
     Attributes:
         factor: Of the method's published learning rates.
         split: "tuning" for the search, "test" for the table.
+        variant: Of the schedule, see `VARIANTS`.
     """
 
     method: str
     factor: float
     split: str
     concept: str
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """The method with its variant."""
+        return f"{self.method} {self.variant}".rstrip()
 
     @property
     def name(self) -> str:
         """As a folder's name."""
-        return f"{self.split}/{self.method}-x{self.factor:g}/{self.concept}"
+        return f"{self.split}/{self.label.replace(' ', '-')}-x{self.factor:g}/{self.concept}"
 
     @property
     def images(self) -> Path:
@@ -75,14 +115,48 @@ def search_units(methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
 
 def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
     """Every method on every test concept at its best factor and at its published rates; ablations have the factor of
-    their method, and are not run at the published ones."""
+    their method, and are not run at the published ones. So has fast mode."""
     units = []
     for concept in concepts("test"):
         for method in methods:
             family = METHODS[method].family
             factors = {best[family], PUBLISHED} if method == family else {best[family]}
             units += [Unit(method, factor, "test", concept) for factor in sorted(factors, reverse=True)]
+        units.append(Unit(ATTNDREAMBOOTH.name, best[ATTNDREAMBOOTH.name], "test", concept, "fast"))
     return units
+
+
+def fast_units(best: Mapping[str, float]) -> list[Unit]:
+    """Every variant of our method's schedule on every tuning concept."""
+    factor = best[ATTNDREAMBOOTH.name]
+    return [
+        Unit(ATTNDREAMBOOTH.name, factor, "tuning", concept, variant)
+        for concept in concepts("tuning")
+        for variant in VARIANTS
+    ]
+
+
+def settings_of(unit: Unit) -> dict[str, Any]:
+    """What a unit sets of the published schedule: rates times its factor, and what its variant changes."""
+    changes, settings = VARIANTS[unit.variant], {}
+    for stage in METHODS[unit.method].stages:
+        its: dict[str, Any] = {"learning_rate": stage.learning_rate, **changes.get(stage.name, {})}
+        if stage.embedding_rate:
+            its["embedding_rate"] = stage.embedding_rate
+        for key in ("learning_rate", "embedding_rate"):
+            if key in its:
+                its[key] = float(f"{its[key] * unit.factor:.12g}")
+        settings |= {f"train.{stage.name}.{key}": value for key, value in its.items() if stage.enabled}
+    return settings | {f"train.{key}": value for key, value in changes.get("", {}).items()}
+
+
+def samples(unit: Unit) -> int:
+    """How many noised pictures a unit's training shows the U-Net."""
+    total = 0
+    for stage in METHODS[unit.method].stages:
+        its = {"steps": stage.steps, "batch_size": stage.batch_size, **VARIANTS[unit.variant].get(stage.name, {})}
+        total += its["steps"] * its["batch_size"] * stage.enabled
+    return total
 
 
 def result(work: Path, unit: Unit) -> dict[str, Any] | None:

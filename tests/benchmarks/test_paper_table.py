@@ -74,7 +74,9 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
         ("attndreambooth", 1.0),
         ("textual-inversion", 1.0),
         ("attndreambooth-without-regulariser", 3.0),
+        ("attndreambooth", 3.0),
     ]
+    assert [unit.variant for unit in table] == ["", "", "", "", "fast"]
     best = {**best, "textual-inversion": 1.0}
     assert command.work_through(table, small, minutes=None)
     before = {path: path.read_bytes() for path in (small / "results").rglob("*.json")}
@@ -88,10 +90,10 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
     lines = (tmp_path / "scores.md").read_text().splitlines()
     assert lines[2].startswith("| the true pictures |")
     assert lines[-1].startswith("| the untuned model |")
-    rows = len({(unit.method, unit.factor) for unit in table})
+    rows = len({(unit.label, unit.factor) for unit in table})
     assert len(lines) == 2 + 2 + rows
-    assert len((tmp_path / "differences.md").read_text().splitlines()) == 2 + 2
-    for name in ("scatter.png", "sheet.png"):
+    assert len((tmp_path / "differences.md").read_text().splitlines()) == 2 + 3
+    for name in ("scatter.png", "sheet.png", "fast.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -118,6 +120,25 @@ def test_rates_are_the_published_ones_times_the_factor() -> None:
     assert "train.embedding.learning_rate=0.01" in settings
     assert "train.unet.learning_rate=2e-05" in settings
     assert not any("attention.learning_rate" in setting for setting in settings)
+    assert "train.attention.embedding_rate=0.05" in run.options_of(Unit("vico", 10.0, "test", "cat")).settings
+
+
+def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: Path) -> None:
+    from attnbooth_cli.engine.initialisation import init
+    from attnbooth_cli.engine.preparation import prepare
+
+    init(tmp_path / "p", images=[EXAMPLE / "cat"], category="cat", model="tiny")
+    for variant in units.VARIANTS:
+        unit = Unit("attndreambooth", 10.0, "tuning", "cat", variant)
+        plan = prepare(tmp_path / "p", run.options_of(unit)).plan
+        assert sum(stage.steps * stage.batch_size for stage in plan.stages) == units.samples(unit)
+    fast, halved = (
+        {stage.name: stage for stage in prepare(tmp_path / "p", run.options_of(unit)).plan.stages}
+        for unit in (Unit("attndreambooth", 10.0, "tuning", "cat", its) for its in ("fast", "fast-half-3"))
+    )
+    assert (fast["unet"].steps, fast["unet"].learning_rate, fast["unet"].batch_size) == (200, 1e-4, 4)
+    assert (halved["unet"].steps, halved["unet"].learning_rate) == (100, 2e-4)
+    assert fast["attention"] == halved["attention"]
 
 
 def test_the_best_rates_are_those_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +174,13 @@ def test_differences_are_paired_over_concepts() -> None:
     assert len(lines) == 3
     assert "-0.100 (-0.100 to -0.100) *" in lines[2]
     assert "+0.000 (+0.000 to +0.000) |" in lines[2]
+
+
+def test_the_peak_of_memory_is_that_since_it_was_forgotten() -> None:
+    run.forget_peak()
+    before = run.peak_megabytes()
+    held = torch.ones(50_000_000)
+    assert run.peak_megabytes() > before + 190
+    del held
+    run.forget_peak()
+    assert run.peak_megabytes() < before + 100

@@ -72,7 +72,8 @@ def min_snr_weights(noise_scheduler: Any, timesteps: Tensor, gamma: float) -> Te
     cumulative = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = cumulative / (1 - cumulative)
     v_prediction = noise_scheduler.config.prediction_type == "v_prediction"
-    return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
+    weights: Tensor = snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
+    return weights
 
 
 def attention_regularisation(
