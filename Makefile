@@ -41,5 +41,6 @@ lint: install
 wheel: install
 	$(BIN)/python -m build --wheel
 
+# Not build/: it holds the progress of trainings that take hours.
 clean:
-	rm -rf $(VENV) .venv-lowest $(DEMO) dist build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest $(DEMO) dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,48 +1,49 @@
-"""The example concepts are what `tools/render_example.py` draws, and fit to train on."""
+"""The example concepts, and the benchmark's, are fit to train on and are the recipe's held-out ones."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from attnbooth_cli.project.pictures import survey, warnings_about
+from tools.tiny.concepts import Concept, held_out
+from tools.tiny.truth import PROMPTS, REFERENCE_SCENES, REFERENCES
 
-SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "render_example.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_example", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = ROOT / "src" / "attnbooth_cli" / "assets" / "example"
+BENCHMARK = ROOT / "benchmarks" / "concepts"
 
 
-def test_rendering_again_gives_the_files(script: ModuleType) -> None:
-    rendered = script.render()
-    files = {path.relative_to(script.FOLDER).as_posix(): path for path in script.FOLDER.rglob("*.png")}
-    assert rendered.keys() == files.keys()
-    for name, image in rendered.items():
-        with Image.open(files[name]) as file:
-            difference = np.abs(np.asarray(file, int) - np.asarray(image, int))
-        # Another Pillow may round differently; it may not draw something else.
-        assert difference.max() <= 2, name
+def images_of(concept: Concept) -> Path:
+    if concept.split == "example":
+        return EXAMPLE / concept.thing.noun
+    return BENCHMARK / concept.split / concept.name / "images"
 
 
-@pytest.mark.parametrize("concept", ["mushroom", "cat"])
-def test_each_concept_is_five_small_faultless_pictures(script: ModuleType, concept: str) -> None:
-    found = survey([script.FOLDER / concept])
-    assert len(found.pictures) == 5
-    assert {(p.width, p.height, p.notes) for p in found.pictures} == {(128, 128, ())}
+@pytest.mark.parametrize("concept", held_out(), ids=lambda concept: concept.name)
+def test_each_concept_is_five_small_faultless_pictures(concept: Concept) -> None:
+    found = survey([images_of(concept)])
+    assert len(found.pictures) == REFERENCES
+    assert {(p.width, p.height, p.notes) for p in found.pictures} == {(64, 64, ())}
     assert all(p.path.stat().st_size < 20_000 for p in found.pictures)
     assert found.skipped == ()
     assert warnings_about(found, 64) == ()
+    scenes = {p.path.stem.split("-", 1)[1].replace("-", " ") for p in found.pictures}
+    assert len(scenes) == REFERENCES
+    assert scenes <= set(REFERENCE_SCENES)
+
+
+def test_every_benchmark_concept_has_its_true_pictures() -> None:
+    for concept in held_out():
+        if concept.split != "example":
+            truth = images_of(concept).parent / "truth"
+            names = sorted(path.name for path in truth.iterdir())
+            assert names == sorted(f"{k}.png" for k in range(1, len(PROMPTS) + 1))
+
+
+def test_there_is_no_other_concept() -> None:
+    folders = {*EXAMPLE.iterdir(), *BENCHMARK.glob("*/*")}
+    assert folders == {
+        images_of(concept) if concept.split == "example" else images_of(concept).parent for concept in held_out()
+    }

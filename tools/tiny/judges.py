@@ -27,7 +27,7 @@ PAIRS_A_NOUN = 4
 """Pairs of each noun drawn in a row: most of an instance's contrast is with others of its own category."""
 
 CLASSIFIER_SCHEDULE = Schedule(
-    steps=8_000, batch_size=64, learning_rate=1.5e-3, warm_up=100, cool_down=3_000, weight_decay=0.02,
+    steps=12_000, batch_size=64, learning_rate=1.5e-3, warm_up=100, cool_down=4_000, weight_decay=0.02,
     ema_decay=0.998, seed=31,
 )  # fmt: skip
 INSTANCE_SCHEDULE = Schedule(

@@ -56,9 +56,8 @@ class Entry:
     rate_factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-# Guidance 4 is what the bundled model was measured at when it was made; half the paper's steps is our choice, for two
-# CPU cores. The schedule: docs/tiny.md, "Schedule"; at the paper's rates a model this small hardly moves, and it has
-# never seen an object tilted by 45 degrees.
+# Guidance: docs/tiny.md, "Measured" (3 to 7.5 do alike); half the paper's steps is our choice, for two CPU cores. The
+# schedule: docs/tiny.md, "Schedule"; at the paper's rates a model this small hardly moves.
 TINY = Entry(
     "tiny",
     64,
