@@ -26,6 +26,10 @@ SHORT = tuple(
 )
 
 
+OPTIONS_OF = run.options_of
+"""As it is, before `small` shortens what it says."""
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A work folder; the concepts are the examples, their true pictures stand-ins."""
@@ -47,7 +51,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(units, "CONCEPTS", root / "concepts")
         patch.setattr(units, "FACTORS", (3.0,))
         patch.setattr(units, "SEARCH_CONCEPTS", 1)
-        patch.setattr(units, "METHODS", {name: units.METHODS[name] for name in METHODS})
         patch.setattr(units.search_units, "__defaults__", (METHODS,))
         patch.setattr(units.table_units, "__defaults__", (METHODS,))
         patch.setattr(run, "PICTURES", 1)
@@ -115,12 +118,12 @@ def test_a_unit_is_anyones_whose_owner_has_gone(tmp_path: Path) -> None:
 
 
 def test_rates_are_the_published_ones_times_the_factor() -> None:
-    settings = run.options_of(Unit("ti-db", 10.0, "test", "cat")).settings
+    settings = OPTIONS_OF(Unit("ti-db", 10.0, "test", "cat")).settings
     assert "train.schedule=paper" in settings
     assert "train.embedding.learning_rate=0.01" in settings
     assert "train.unet.learning_rate=2e-05" in settings
     assert not any("attention.learning_rate" in setting for setting in settings)
-    assert "train.attention.embedding_rate=0.05" in run.options_of(Unit("vico", 10.0, "test", "cat")).settings
+    assert "train.attention.embedding_rate=0.05" in OPTIONS_OF(Unit("vico", 10.0, "test", "cat")).settings
 
 
 def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: Path) -> None:
@@ -130,10 +133,10 @@ def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: 
     init(tmp_path / "p", images=[EXAMPLE / "cat"], category="cat", model="tiny")
     for variant in units.VARIANTS:
         unit = Unit("attndreambooth", 10.0, "tuning", "cat", variant)
-        plan = prepare(tmp_path / "p", run.options_of(unit)).plan
+        plan = prepare(tmp_path / "p", OPTIONS_OF(unit)).plan
         assert sum(stage.steps * stage.batch_size for stage in plan.stages) == units.samples(unit)
     fast, halved = (
-        {stage.name: stage for stage in prepare(tmp_path / "p", run.options_of(unit)).plan.stages}
+        {stage.name: stage for stage in prepare(tmp_path / "p", OPTIONS_OF(unit)).plan.stages}
         for unit in (Unit("attndreambooth", 10.0, "tuning", "cat", its) for its in ("fast", "fast-half-3"))
     )
     assert (fast["unet"].steps, fast["unet"].learning_rate, fast["unet"].batch_size) == (200, 1e-4, 4)
