@@ -1,6 +1,6 @@
 """What `eval`'s numbers mean on the bundled model: the same scores for pictures whose worth is known.
 
-    python -m benchmarks.calibration --work build/calibration      # continues; about a minute a concept on one core
+    python -m benchmarks.calibration --processes 2      # continues; about two minutes a concept and core
 
 For every test concept of the bundled world, on the 24 prompts: its references among themselves and through the VAE; the
 true pictures of the prompts, which no method can do better than; pictures by AttnDreamBooth (`train --fast`); the true
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from attnbooth_cli.engine.base_models import bundled_folder, resolve
 from attnbooth_cli.engine.evaluation import evaluate
 from attnbooth_cli.engine.families import Components, load_components
 from attnbooth_cli.engine.initialisation import init
-from attnbooth_cli.engine.judges import ClipJudge, load_clip
+from attnbooth_cli.engine.judges import load_clip
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.question import EvalOptions
 from attnbooth_cli.engine.scorecard import summary
@@ -42,7 +44,8 @@ ROWS = (
     "true pictures of another concept",
 )
 
-Features = Callable[[Sequence[Image.Image]], np.ndarray]
+PICTURES = 2
+"""Of each prompt, of what is made."""
 
 
 def category_of(concept: Path) -> str:
@@ -65,12 +68,19 @@ def through_vae(components: Components, pictures: Sequence[Image.Image]) -> list
     return [Image.fromarray(picture) for picture in values]
 
 
-def calibrate(concept: Path, other: Path, work: Path, judge: ClipJudge, components: Components) -> dict[str, Any]:
-    """Identity and text of every row, for one concept.
+@dataclass(frozen=True)
+class Job:
+    """One concept; the true pictures of `other` stand for another thing altogether."""
 
-    Args:
-        other: The concept whose true pictures stand for another thing altogether.
-    """
+    concept: Path
+    other: Path
+    work: Path
+
+
+def calibrate(job: Job) -> dict[str, Any]:
+    """Identity and text of every row, for one concept."""
+    concept, other, work = job.concept, job.other, job.work
+    judge, components = load_clip("tiny", bundled_folder(), torch.device("cpu")), load_components(resolve("tiny"))
 
     def embedded(pictures: Sequence[Image.Image]) -> np.ndarray:
         return np.asarray(judge.features(pictures).numpy(), np.float64)
@@ -91,7 +101,7 @@ def calibrate(concept: Path, other: Path, work: Path, judge: ClipJudge, componen
     if not (project / "attnbooth.toml").exists():
         init(project, images=[concept / "images"], category=category, model="tiny")
     train(project, options=TrainOptions(fast=True))
-    found = evaluate(project, EvalOptions(baseline=True)).report
+    found = evaluate(project, EvalOptions(n=PICTURES, baseline=True, drift=False)).report
     return {
         "concept": concept.name,
         ROWS[0]: {"identity": found["references"]["identity"]},
@@ -125,19 +135,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/calibration"))
     parser.add_argument("--concepts", type=Path, default=CONCEPTS)
+    parser.add_argument("--processes", type=int, default=1)
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     file: Path = chosen.work / "calibration.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    judge = load_clip("tiny", bundled_folder(), torch.device("cpu"))
-    components = load_components(resolve("tiny"))
     concepts = sorted(path for path in chosen.concepts.iterdir() if path.is_dir())
-    for number, concept in enumerate(concepts):
-        if concept.name not in {row["concept"] for row in done}:
-            other = concepts[(number + 1) % len(concepts)]
-            done.append(calibrate(concept, other, chosen.work, judge, components))
+    jobs = [
+        Job(concept, other, chosen.work)
+        for concept, other in zip(concepts, concepts[1:] + concepts[:1], strict=True)
+        if concept.name not in {row["concept"] for row in done}
+    ]
+    with get_context("spawn").Pool(chosen.processes, torch.set_num_threads, (1,)) as pool:
+        for row in pool.imap_unordered(calibrate, jobs):
+            done.append(row)
             with file.open("a") as lines:
-                lines.write(json.dumps(done[-1]) + "\n")
+                lines.write(json.dumps(row) + "\n")
     print("\n".join(table(done)))
 
 

@@ -27,7 +27,7 @@ PUBLISHED = 1.0
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Stage (or "" for what is no stage's) -> setting -> value, learning rates before they are multiplied."""
-FAST: Changes = ATTNDREAMBOOTH.presets["fast"]
+FAST: Changes = {**ATTNDREAMBOOTH.presets["fast"]}
 
 
 def _and(changes: Changes, **more: Mapping[str, Any]) -> Changes:
@@ -138,7 +138,8 @@ def fast_units(best: Mapping[str, float]) -> list[Unit]:
 
 def settings_of(unit: Unit) -> dict[str, Any]:
     """What a unit sets of the published schedule: rates times its factor, and what its variant changes."""
-    changes, settings = VARIANTS[unit.variant], {}
+    changes = VARIANTS[unit.variant]
+    settings: dict[str, Any] = {}
     for stage in METHODS[unit.method].stages:
         its: dict[str, Any] = {"learning_rate": stage.learning_rate, **changes.get(stage.name, {})}
         if stage.embedding_rate:
