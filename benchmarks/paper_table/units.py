@@ -27,7 +27,7 @@ PUBLISHED = 1.0
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Stage (or "" for what is no stage's) -> setting -> value, learning rates before they are multiplied."""
-FAST: Changes = {**ATTNDREAMBOOTH.presets["fast"]}
+FAST: Changes = {str(name): values for name, values in ATTNDREAMBOOTH.presets["fast"].items()}
 
 
 def _and(changes: Changes, **more: Mapping[str, Any]) -> Changes:
