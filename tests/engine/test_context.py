@@ -124,5 +124,5 @@ def test_gradients_reach_the_embedding_alone_and_batches_split(
 def test_it_is_off_by_default_and_belongs_to_the_first_stage(tmp_path: Path) -> None:
     init(tmp_path / "p", images=[EXAMPLE], category="cat", model="tiny", token="<it>")
     assert not any(stage.contextual for stage in prepare(tmp_path / "p", TrainOptions()).plan.stages)
-    with pytest.raises(InputError, match="stage unet has no context regularisation"):
+    with pytest.raises(InputError, match="has no context regularisation"):
         prepare(tmp_path / "p", TrainOptions(settings=("train.unet.context_weight=0.1",)))

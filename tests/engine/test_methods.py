@@ -623,13 +623,26 @@ def test_the_embedding_beside_the_new_layers_has_its_own_rate(components: Compon
     assert float(moved.max()) == pytest.approx(1e-5, rel=0.1)
 
 
-def test_an_embeddings_rate_needs_a_stage_that_trains_it_beside_something(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "setting", "message"),
+    [
+        ("attndreambooth", "train.unet.embedding_rate=0.1", "does not train the embedding beside"),
+        ("vico", "train.unet.enabled=true", "vico trains nothing but its own layers"),
+        ("neti", "train.attention.enabled=true", "neti trains nothing but its own layers"),
+        ("vico", "train.attention.mean_weight=1.0", "regulariser is not for vico"),
+        ("neti", "train.embedding.context_weight=1.0", "embedding of neti has no context regularisation"),
+        ("attndreambooth", "train.unet.context_weight=0.1", "unet of attndreambooth has no context regularisation"),
+    ],
+)
+def test_what_a_stage_would_ignore_or_get_wrong_is_refused(
+    tmp_path: Path, method: str, setting: str, message: str
+) -> None:
     from attnbooth_cli.engine.preparation import prepare
     from attnbooth_cli.errors import InputError
 
-    settings = ("train.unet.embedding_rate=0.1",)
-    with pytest.raises(InputError, match="does not train the embedding beside"):
-        prepare(new_project(tmp_path / "p"), TrainOptions(settings=settings))
+    settings = (setting, "train.prompt=a photo of a {}")
+    with pytest.raises(InputError, match=message):
+        prepare(new_project(tmp_path / "p"), TrainOptions(method=method, settings=settings))
 
 
 def test_references_are_other_pictures_and_keyed(components: Components) -> None:

@@ -214,16 +214,7 @@ def build_plan(
         for key in (f"train.{name}.{weight}" for name in STAGE_NAMES for weight in ("mean_weight", "variance_weight")):
             values[key], origins[key] = 0.0, "train.regulariser = false"
     stages = tuple(_stage(stage, values) for stage in method.stages)
-    for stage in stages:
-        if stage.embedding_rate and stage.adapter != "image-attention":
-            raise InputError(
-                f"stage {stage.name} of {method.name} does not train the embedding beside something else",
-                f"leave train.{stage.name}.embedding_rate out",
-            )
-        if stage.contextual and stage.name != "embedding":
-            raise InputError(
-                f"stage {stage.name} has no context regularisation", "set train.embedding.context_weight instead"
-            )
+    _require_consistent(method.name, stages)
     if not any(stage.enabled for stage in stages):
         raise InputError("every stage is disabled: nothing would be trained", "enable one of train.<stage>.enabled")
     concept = manifest.concept
@@ -301,6 +292,30 @@ def differences(old: Plan, new: Plan) -> tuple[str, ...]:
 
 def _stage(stage: Stage, values: Mapping[str, Any]) -> Stage:
     return dataclasses.replace(stage, **{key: values[f"train.{stage.name}.{key}"] for key in _STAGE_KEYS})
+
+
+def _require_consistent(method: str, stages: Sequence[Stage]) -> None:
+    """Refuses what a stage does not do, where it would otherwise be ignored or go wrong."""
+    enabled = [stage for stage in stages if stage.enabled]
+    for stage in enabled:
+        prompting = stage.adapter is not None and not stage.adapts_unet
+        if prompting and len(enabled) > 1:
+            others = ", ".join(its.name for its in enabled if its is not stage)
+            raise InputError(f"{method} trains nothing but its own layers", f"disable stage {others}")
+        if prompting and stage.regularised:
+            raise InputError(
+                f"the attention regulariser is not for {method}", f"leave train.{stage.name}.mean_weight and so on out"
+            )
+        if stage.embedding_rate and stage.adapter != "image-attention":
+            raise InputError(
+                f"stage {stage.name} of {method} does not train the embedding beside something else",
+                f"leave train.{stage.name}.embedding_rate out",
+            )
+        if stage.contextual and (stage.name != "embedding" or stage.adapter):
+            raise InputError(
+                f"stage {stage.name} of {method} has no context regularisation",
+                "it is for stage embedding where that trains the embedding itself",
+            )
 
 
 def _prompts(said: str | tuple[str, ...], stages: Sequence[Stage]) -> tuple[str, ...]:

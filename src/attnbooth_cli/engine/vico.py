@@ -75,7 +75,7 @@ class ReferencePrompt:
     """New attention layers at work: what the U-Net's samples are told and shown.
 
     Attributes:
-        token_id: Of [V].
+        token_id: Of [V], of its first vector if there are several.
         positions: [m, 2], where [V] and the end token stand in each sample's prompt; the end token twice without [V].
         references: [m or 1, c, h, w], latents of the reference pictures, without noise.
         parts, regularisation: See `Prompting`.
@@ -101,7 +101,7 @@ class ReferencePrompt:
         self.references = self.module.reference
 
     def draw(self, source: LatentSource, stage: str, step: int, indices: Sequence[int], batch_size: int) -> None:
-        """See `Prompting`: every sample is shown another picture than its own."""
+        """See `Prompting`: every sample is shown another picture than its own, or its own if there is no other."""
         self.references = source.others(stage, step, indices, batch_size)
 
 
@@ -130,7 +130,7 @@ def positions(encoder: Any, token_id: int, texts: Sequence[str]) -> Tensor:
 
 @contextlib.contextmanager
 def beside(prompt: ReferencePrompt, unet: Any) -> Iterator[None]:
-    """Runs every sample with its reference during the block; the U-Net returns the samples' share alone."""
+    """Runs every sample with its reference during the block; the U-Net returns the samples' share alone, as a tuple."""
     original = unet.forward
 
     def forward(sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **kwargs: Any) -> Any:

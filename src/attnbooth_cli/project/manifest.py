@@ -44,7 +44,7 @@ class StageTable(_Table):
     snr_gamma: Weight | None = None
     context_weight: Weight | None = None
     context_attention_weight: Weight | None = None
-    embedding_rate: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] | None = None
+    embedding_rate: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] | None = None
 
 
 class TrainTable(_Table):
