@@ -32,7 +32,8 @@ from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.question import EvalOptions
 from attnbooth_cli.engine.scorecard import summary
 from attnbooth_cli.engine.training import train
-from benchmarks.paper_table.run import PROMPTS, opened
+from benchmarks.judges import judged, load_instance_encoder
+from benchmarks.paper_table.run import PROMPTS, opened, tensor
 
 CONCEPTS = Path(__file__).with_name("concepts") / "test"
 ROWS = (
@@ -44,6 +45,11 @@ ROWS = (
     "true pictures of another concept",
 )
 
+JUDGES = ("", ", independent")
+"""The bundled judge, and the instance encoder."""
+MEASURES = ("identity", "identity in scenes", "identity, independent", "identity in scenes, independent", "text")
+"""In scenes: on the twelve prompts that change the scene alone. The others change the colour or the style too, and a
+method that neglects those looks more like its references than the true picture does."""
 PICTURES = 2
 """Of each prompt, of what is made."""
 
@@ -78,51 +84,62 @@ class Job:
 
 
 def calibrate(job: Job) -> dict[str, Any]:
-    """Identity and text of every row, for one concept."""
+    """The measures of every row, for one concept."""
     concept, other, work = job.concept, job.other, job.work
-    judge, components = load_clip("tiny", bundled_folder(), torch.device("cpu")), load_components(resolve("tiny"))
-
-    def embedded(pictures: Sequence[Image.Image]) -> np.ndarray:
-        return np.asarray(judge.features(pictures).numpy(), np.float64)
-
     category = category_of(concept)
-    own = opened(sorted((concept / "images").iterdir()))
-    references, rebuilt = embedded(own), embedded(through_vae(components, own))
-    texts = np.asarray(judge.texts([prompt.format(category) for prompt in PROMPTS]).numpy(), np.float64)
-
-    def scored(pictures: Sequence[Path]) -> dict[str, float]:
-        rows = embedded(opened(pictures))
-        return {
-            "identity": float(scores.identity(references, rows).mean()),
-            "text": float(scores.text(texts, rows[:, None]).mean()),
-        }
-
     project = work / concept.name
     if not (project / "attnbooth.toml").exists():
         init(project, images=[concept / "images"], category=category, model="tiny")
     train(project, options=TrainOptions(fast=True))
     found = evaluate(project, EvalOptions(n=PICTURES, baseline=True, drift=False)).report
+    made = [project / name for name in found["pictures"]]
+    places = {path.parent for path in made}
+    untuned = [path for path in (project / "eval" / "pictures").rglob("*.png") if path.parent not in places]
+    own = opened(sorted((concept / "images").iterdir()))
+    rebuilt = through_vae(load_components(resolve("tiny")), own)
+    judge, encoder = load_clip("tiny", bundled_folder(), torch.device("cpu")), load_instance_encoder()
+    texts = np.asarray(judge.texts([prompt.format(category) for prompt in PROMPTS]).numpy(), np.float64)
+
+    def embedded(pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+        """By the bundled judge, and by the instance encoder."""
+        both = (judge.features(pictures), torch.cat(judged(encoder, tensor(pictures))))
+        return [np.asarray(its.numpy(), np.float64) for its in both]
+
+    references = embedded(own)
+
+    def themselves(pictures: Sequence[Image.Image]) -> dict[str, float]:
+        values = [scores.cosines(rows, its) for rows, its in zip(embedded(pictures), references, strict=True)]
+        means = [float(its[~np.eye(len(its), dtype=bool)].mean()) for its in values]
+        return {f"identity{name}": mean for name, mean in zip(JUDGES, means, strict=True)}
+
+    def scored(paths: Sequence[Path], in_order: bool = True) -> dict[str, float]:
+        """`in_order`: as many pictures of each prompt in turn, the first half of the prompts being scenes."""
+        found: dict[str, float] = {}
+        for name, its, rows in zip(JUDGES, references, embedded(opened(paths)), strict=True):
+            found[f"identity{name}"] = float(scores.identity(its, rows).mean())
+            if in_order:
+                found[f"identity in scenes{name}"] = float(scores.identity(its, rows[: len(rows) // 2]).mean())
+        return found
+
+    truth = true_pictures(concept)
+    features = np.asarray(judge.features(opened(truth)).numpy(), np.float64)
     return {
         "concept": concept.name,
-        ROWS[0]: {"identity": found["references"]["identity"]},
-        ROWS[1]: {"identity": _off_diagonal(scores.cosines(rebuilt, references))},
-        ROWS[2]: scored(true_pictures(concept)),
-        ROWS[3]: {"identity": found["identity"], "text": found["text"]},
-        ROWS[4]: {name: found["untuned"][name]["mean"] for name in ("identity", "text")},
-        ROWS[5]: {"identity": scored(true_pictures(other))["identity"]},
+        ROWS[0]: themselves(own),
+        ROWS[1]: themselves(rebuilt),
+        ROWS[2]: scored(truth) | {"text": float(scores.text(texts, features[:, None]).mean())},
+        ROWS[3]: scored(made) | {"text": found["text"]},
+        ROWS[4]: scored(untuned, in_order=False) | {"text": found["untuned"]["text"]["mean"]},
+        ROWS[5]: scored(true_pictures(other)),
     }
-
-
-def _off_diagonal(values: np.ndarray) -> float:
-    return float(values[~np.eye(len(values), dtype=bool)].mean())
 
 
 def table(found: Sequence[dict[str, Any]]) -> list[str]:
     """The mean over concepts of every row with its 95 % interval, as Markdown."""
-    lines = ["| pictures | identity | text |", "|---|---|---|"]
+    lines = [f"| pictures | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 1) + "|"]
     for row in ROWS:
         cells = []
-        for measure in ("identity", "text"):
+        for measure in MEASURES:
             values = [concept[row][measure] for concept in found if measure in concept[row]]
             its = summary(np.array(values)[:, None]) if values else None
             cells.append(f"{its['mean']:.3f} ({its['low']:.3f} to {its['high']:.3f})" if its else "")
