@@ -3,9 +3,9 @@
     python -m benchmarks.calibration --processes 2      # continues; about two minutes a concept and core
 
 For every test concept of the bundled world, on the 24 prompts: its references among themselves and through the VAE; the
-true pictures of the prompts, which no method can do better than; pictures by AttnDreamBooth (`train --fast`); the true
-pictures of another concept; and what the untuned base model makes of the category's word. Results per concept go to
-`WORK/calibration.jsonl`, the table to stdout.
+true pictures of the prompts, which no method can do better than where only the scene changes; pictures by
+AttnDreamBooth (`train --fast`); the true pictures of another concept; and what the untuned base model makes of the
+category's word. Results per concept go to `WORK/calibration.jsonl`, the table to stdout.
 """
 
 from __future__ import annotations

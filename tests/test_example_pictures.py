@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,12 @@ def test_there_is_no_other_concept() -> None:
     assert folders == {
         images_of(concept) if concept.split == "example" else images_of(concept).parent for concept in held_out()
     }
+
+
+def test_no_configuration_of_the_bundled_model_names_a_place_on_somebodys_disk() -> None:
+    configurations = sorted((EXAMPLE.parent / "tiny").rglob("*.json"))
+    assert len(configurations) >= 6
+    for path in configurations:
+        text = path.read_text("utf-8")
+        assert "_name_or_path" not in text, path
+        json.loads(text)

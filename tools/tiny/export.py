@@ -39,6 +39,12 @@ def image_processor() -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=side, image_mean=half, image_std=half)
 
 
+def _forget_origin(config: Path) -> None:
+    """Takes the folder a model was read from out of its configuration, where diffusers notes it."""
+    lines = config.read_text("utf-8").splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if '"_name_or_path"' not in line), "utf-8")
+
+
 def export(work: Path, folder: Path) -> int:
     """Write pipeline and judge to `folder`, replacing what was there but its licences; return the bytes written.
 
@@ -49,6 +55,8 @@ def export(work: Path, folder: Path) -> int:
     made = work / "export"
     shutil.rmtree(made, ignore_errors=True)
     load_pipeline(work).to(torch.float16).save_pretrained(made)
+    for name in ("unet", "vae"):
+        _forget_origin(made / name / "config.json")
     judge = CLIPModel.from_pretrained(work / "clip" / "model", dtype=torch.float16)
     judge.config.save_pretrained(made / "clip")
     tensors = {name: tensor for name, tensor in judge.state_dict().items() if not name.startswith("text_model.")}

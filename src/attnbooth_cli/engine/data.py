@@ -73,12 +73,10 @@ class LatentSource:
 
     def batch(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> Batch:
         """The samples `indices` of the batch of `batch_size` at `step` (counted from 0) of `stage`."""
-        posteriors = self._posteriors([self._draw(stage, step, index, batch_size) for index in indices])
-        mean, std = (torch.stack(moments) for moments in zip(*posteriors, strict=True))  # each [m, c, h, w]
         keys = [(self.seed, stage, step, index) for index in indices]
-        latents = (mean + std * _normal(keys, "posterior", mean)) * self.vae.config.scaling_factor
+        latents = self._sampled([self._draw(stage, step, index, batch_size) for index in indices], keys)
         timesteps = [torch.randint(self.train_timesteps, (1,), generator=keyed_generator(*k, "timestep")) for k in keys]
-        return Batch(latents, _normal(keys, "noise", mean), torch.cat(timesteps).to(mean.device))
+        return Batch(latents, _normal(keys, "noise", latents), torch.cat(timesteps).to(latents.device))
 
     def others(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> Tensor:
         """Latents [m, c, h, w] of another picture than each sample's own, or of the same if there is only one."""
@@ -87,10 +85,7 @@ class LatentSource:
             own, key = self._draw(stage, step, index, batch_size).picture, (self.seed, stage, step, index, "other")
             further = torch.randint(max(len(self.pictures) - 1, 1), (1,), generator=keyed_generator(*key))
             draws.append(Draw((own + 1 + int(further)) % len(self.pictures), (*key, "augmentation")))
-        mean, std = (torch.stack(moments) for moments in zip(*self._posteriors(draws), strict=True))
-        keys = [(self.seed, stage, step, index, "other") for index in indices]
-        latents: Tensor = (mean + std * _normal(keys, "posterior", mean)) * self.vae.config.scaling_factor
-        return latents
+        return self._sampled(draws, [(self.seed, stage, step, index, "other") for index in indices])
 
     def first(self) -> Tensor:
         """Latents [1, c, h, w] of the first picture: the mean of the posterior."""
@@ -101,6 +96,12 @@ class LatentSource:
     def prompt_number(self, stage: str, step: int, index: int, prompts: int) -> int:
         """Which of several training prompts a sample has, uniformly."""
         return int(torch.randint(prompts, (1,), generator=keyed_generator(self.seed, stage, step, index, "prompt")))
+
+    def _sampled(self, draws: Sequence[Draw], keys: Sequence[Key]) -> Tensor:
+        """Scaled samples of the draws' posteriors, [m, c, h, w]."""
+        mean, std = (torch.stack(moments) for moments in zip(*self._posteriors(draws), strict=True))
+        latents: Tensor = (mean + std * _normal(keys, "posterior", mean)) * self.vae.config.scaling_factor
+        return latents
 
     def _draw(self, stage: str, step: int, index: int, batch_size: int) -> Draw:
         number = step * batch_size + index
