@@ -20,6 +20,7 @@ from attnbooth_cli.events import (
     Stepped,
     Warned,
 )
+from attnbooth_cli.reports.units import duration
 
 LINES_PER_STAGE = 5
 """How many progress lines a stage, or many pictures, get where there are no bars."""
@@ -51,17 +52,6 @@ def shown(console: Console) -> Iterator[Callable[[Event], None]]:
     )
     with bars as progress:
         yield _Bars(console, progress)
-
-
-def duration(seconds: float) -> str:
-    """`75` -> "1 min 15 s"."""
-    if seconds < 1:
-        return "under a second"
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def plan_lines(event: Started) -> list[str]:

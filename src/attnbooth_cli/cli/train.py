@@ -181,7 +181,7 @@ def _reporter(
 
 
 def _summary(root: Path, event: Finished) -> Iterable[str]:
-    from attnbooth_cli.cli.progress import duration
+    from attnbooth_cli.reports.units import duration
 
     if event.nothing_to_do:
         yield f"nothing to do: {root} is trained already ({', '.join(event.stages)})"
