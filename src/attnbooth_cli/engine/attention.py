@@ -4,8 +4,8 @@ Only `attn2` is touched: self-attention keeps its fused kernel. Two processors s
 
 - `StatisticsProcessor` (training) computes explicit probabilities in float32, whatever the autocast, uses them for the
   output, and keeps the mean and variance of a few token columns.
-- `MapProcessor` (inspection) keeps the fused kernel for the output, bit for bit, and computes the asked-for columns
-  beside it from the same queries and keys.
+- `ReadingProcessor` (inspection) keeps the fused kernel for the output, bit for bit, and lets a function read the same
+  queries and keys beside it.
 
 Letters in shapes: b samples, h heads, p query positions, t prompt tokens, d channels of a head.
 """
@@ -76,23 +76,21 @@ class StatisticsProcessor:
         **_: Any,
     ) -> Tensor:
         query, key, value = project(attn, hidden_states, encoder_hidden_states)
-        probabilities = attention_probabilities(attn, query, key, attention_mask)
+        probabilities = attention_probabilities(attn, query, key, _mask(attn, attention_mask, key))
         self.recorder.add(probabilities)
         return project_out(attn, torch.matmul(probabilities.to(value.dtype), value))
 
 
-class MapProcessor:
-    """A diffusers attention processor that gives selected columns of the probabilities to a function.
+Read = Callable[[str, Any, Tensor, Tensor, Tensor | None], None]
+"""Takes a layer's name, its `Attention` module, its query and key as `project` gives them, and its prepared mask."""
 
-    Args:
-        columns: Prompt positions to compute.
-        receive: Called with the layer's name and [b, h, p, len(columns)] float32 probabilities.
-    """
 
-    def __init__(self, layer: str, columns: Sequence[int], receive: Callable[[str, Tensor], None]) -> None:
+class ReadingProcessor:
+    """A diffusers attention processor with the fused kernel, whose queries and keys a function reads as well."""
+
+    def __init__(self, layer: str, read: Read) -> None:
         self.layer = layer
-        self.columns = list(columns)
-        self.receive = receive
+        self.read = read
 
     def __call__(
         self,
@@ -103,8 +101,8 @@ class MapProcessor:
         **_: Any,
     ) -> Tensor:
         query, key, value = project(attn, hidden_states, encoder_hidden_states)
-        self.receive(self.layer, attention_probabilities(attn, query, key, attention_mask)[..., self.columns])
         mask = _mask(attn, attention_mask, key)
+        self.read(self.layer, attn, query, key, mask)
         return project_out(attn, F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
 
 
@@ -133,14 +131,16 @@ def project(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | No
     return query, key, value
 
 
-def attention_probabilities(attn: Any, query: Tensor, key: Tensor, attention_mask: Tensor | None) -> Tensor:
+def attention_probabilities(attn: Any, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) in float32 whatever the autocast. Returns [b, h, p, t].
 
     Token means are near 1/77 and squared differences of them fall below float16's range.
+
+    Args:
+        mask: Added to the scores, broadcast to their shape.
     """
     with torch.autocast(query.device.type, enabled=False):
         scores = torch.matmul(at_least_float32(query) * attn.scale, at_least_float32(key).transpose(-1, -2))
-        mask = _mask(attn, attention_mask, key)
         if mask is not None:
             scores = scores + mask
         probabilities: Tensor = scores.softmax(dim=-1)

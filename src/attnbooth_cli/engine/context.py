@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnbooth_cli.engine.attention import MapProcessor, processors
+from attnbooth_cli.engine.attention import ReadingProcessor, attention_probabilities, processors
 from attnbooth_cli.engine.losses import at_least_float32
 from attnbooth_cli.engine.tokens import Placeholder, category_pieces, placeholder_ids, substituted_rows
 
@@ -103,12 +103,11 @@ def _maps(
     """The maps of one U-Net pass, a layer each: [m, p, n], means over heads, of the tokens [m, n] of each sample."""
     layers: list[Tensor] = []
 
-    def receive(_layer: str, probabilities: Tensor) -> None:
-        mean = probabilities.mean(dim=1)  # [m, p, t]
+    def read(_layer: str, attn: Any, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        mean = attention_probabilities(attn, query, key, mask).mean(dim=1)  # [m, p, t]
         layers.append(mean.gather(2, tokens.unsqueeze(1).expand(-1, mean.shape[1], -1)))
 
-    columns = range(conditioning["encoder_hidden_states"].shape[1])
-    with processors(components.unet, lambda name: MapProcessor(name, columns, receive)):
+    with processors(components.unet, lambda name: ReadingProcessor(name, read)):
         components.unet(noisy, timesteps, **conditioning, return_dict=False)
     return layers
 

@@ -1,4 +1,8 @@
-"""`inspect-attn`: makes one picture and shows where each word of its prompt looks."""
+"""`inspect-attn`: makes a picture, or looks at one, and shows where each word of its prompt looks.
+
+The same prompt may be looked at through several eyes, one `View` each: the base model with the category's word, the
+concept after each stage, other projects.
+"""
 
 from __future__ import annotations
 
@@ -8,120 +12,311 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from PIL import Image
 
-from attnbooth_cli.engine import concept
-from attnbooth_cli.engine.attention import MapProcessor, processors
-from attnbooth_cli.engine.generation import load_concept, settings_for, warn_of_long_prompts
-from attnbooth_cli.engine.maps import MapRecorder, find_words, word_maps
+from attnbooth_cli.engine import concept, findings
+from attnbooth_cli.engine.concept import Card
+from attnbooth_cli.engine.families import ComponentPool, Components
+from attnbooth_cli.engine.generation import (
+    LoadedConcept,
+    load_base,
+    load_concept,
+    settings_for,
+    warn_of_long_prompts,
+)
+from attnbooth_cli.engine.maps import POOLING, Branch, Recording, Selection, parse_steps
 from attnbooth_cli.engine.methods import StageName
-from attnbooth_cli.engine.sampling import Request, sample
-from attnbooth_cli.engine.tokens import maximum_length
+from attnbooth_cli.engine.question import without_placeholder
+from attnbooth_cli.engine.sampling import Request, SamplingSettings
+from attnbooth_cli.engine.tokens import Placeholder
+from attnbooth_cli.engine.views import NOISE_LEVELS, View, fitted, make, recorder_for, see
 from attnbooth_cli.engine.weights import write_tensors
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Advanced, Emit, ignore
-from attnbooth_cli.project import durable
-from attnbooth_cli.project.project import open_project
+from attnbooth_cli.project import durable, pictures
+from attnbooth_cli.project.manifest import Manifest
+from attnbooth_cli.project.project import Project, images_folder, open_project
 from attnbooth_cli.project.samples import free_name, save_picture, slug
-from attnbooth_cli.reports.heatmaps import labelled_strip, overlay
+from attnbooth_cli.reports import attention as drawn
 
-POOLING = (
-    "mean over cross-attention layers (bicubic to latent size), heads, steps and a word's tokens; conditional half"
-)
+SCHEMA = 2
+BASE = "base model"
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What a person may choose.
+
+    Attributes:
+        words: All words of the prompt by default; `{}` or the token for [V].
+        stage: The concept as it was after this stage.
+        stages: Look through every stage the concept has, one beside the other.
+        beside: Other projects to look at the same prompt through.
+        base: Whether to look through the base model too, with the category's word, and measure how far the concept is
+            from it.
+        picture: An existing picture to look at in place of making one: a file, or the name of a training picture.
+        resolution, step_range, head, branch: See `maps.Selection`; the range as "5-10".
+        seed: Of the picture that is made, or of the noise an existing one is seen under.
+        steps, guidance, size, scheduler, negative: As in `generate`.
+        report: Whether to write the page.
+    """
+
+    words: tuple[str, ...] = ()
+    stage: StageName | None = None
+    stages: bool = False
+    beside: tuple[Path, ...] = ()
+    base: bool = True
+    picture: Path | None = None
+    resolution: int | None = None
+    step_range: str | None = None
+    head: int | None = None
+    branch: Branch = "conditional"
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    size: str | None = None
+    scheduler: str = "dpm++"
+    negative: str = ""
+    report: bool = False
+    device: str = "auto"
+
+    @property
+    def selection(self) -> Selection:
+        """What is read of the U-Net.
+
+        Raises:
+            InputError: a step range that is none.
+        """
+        steps = parse_steps(self.step_range) if self.step_range else None
+        return Selection(self.resolution, steps, self.head, self.branch)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Attributes:
-    report: The JSON document, also in `folder/attention.json`.
-    sheet: The picture and every word's map side by side.
+    """What an inspection made.
+
+    Attributes:
+        report: The JSON document, also in `folder/attention.json`.
+        sheet: The picture and every word's map side by side.
+        comparison: The views below each other; None if there is one alone.
+        page: The HTML page, if it was asked for.
     """
 
     folder: Path
     sheet: Path
+    comparison: Path | None
+    page: Path | None
     report: dict[str, Any]
 
 
 def inspect_attention(
-    root: Path | str,
-    prompt: str,
-    *,
-    words: Sequence[str] = (),
-    stage: StageName | None = None,
-    resolution: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    emit: Emit = ignore,
+    root: Path | str, prompt: str | None = None, options: InspectOptions | None = None, *, emit: Emit = ignore
 ) -> Inspection:
-    """Generates the picture `generate` makes for this prompt and seed, with the attention of its words recorded.
+    """Looks at one prompt and writes what was seen to a new folder in the project's `attention/`.
 
     Args:
-        words: All words of the prompt by default; `{}` or the token for [V].
-        stage: The concept as it was after this stage.
-        resolution: Only layers of this map height.
+        prompt: As for `generate`; with an existing picture, the training prompt by default.
 
     Raises:
-        InputError: a word is not in the prompt, or no layer has that resolution; otherwise as `generate`.
+        InputError: a word is not in the prompt, no layer has the resolution or the head, or options that contradict
+            each other; otherwise as `generate`.
     """
-    if not 0 <= seed < 2**63:
-        raise InputError(f"--seed must be between 0 and 2^63, not {seed}", None)
-    project, _ = open_project(Path(root))
+    options = options or InspectOptions()
+    check_options(prompt, options)
+    project, manifest = open_project(Path(root))
     card = concept.read_card(project)
-    text = card.placeholder.prompt(prompt)
-    loaded = load_concept(project, card, stage, device, "auto", emit)
-    (encoder,) = loaded.components.text_encoders
-    warn_of_long_prompts(loaded, [text], emit)
-    length = maximum_length(encoder.tokenizer, encoder.model)
-    chosen = find_words(encoder.tokenizer, card.placeholder, text, length, words)
-    settings = settings_for(loaded.card, loaded.base)
-    scale = loaded.components.pixels_per_latent
-    columns = tuple(sorted({position for word in chosen for position in word.positions}))
-    recorder = MapRecorder(columns, (settings.height // scale, settings.width // scale))
-    emit(Advanced(0, settings.steps, "steps"))
+    text = prompt if prompt is not None else str(card.document["plan"]["prompts"][0])
+    card.placeholder.prompt(text)  # refuses one that names no concept before anything is loaded
+    picture = _picture_at(project, manifest, options.picture)
+    views, base, settings = _views(project, card, text, picture, options, emit)
+    return _written(project, card, text, views, base, settings, options)
+
+
+def check_options(prompt: str | None, options: InspectOptions) -> None:
+    """Refuses what cannot be, before anything is loaded.
+
+    Raises:
+        InputError: see `inspect_attention`.
+    """
+    if prompt is None and options.picture is None:
+        raise InputError("no prompt was given", 'for example "a photo of a {} on a beach", or --picture FILE')
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed must be between 0 and 2^63, not {options.seed}", None)
+    if options.stage and options.stages:
+        raise InputError("--stages shows every stage, and --stage chooses one", "leave out one of them")
+    if options.branch == "unconditional" and options.picture:
+        raise InputError("an existing picture is seen with its prompt alone", "leave out --branch or --picture")
+    if options.guidance is not None and options.guidance <= 1 and options.branch == "unconditional":
+        raise InputError("without guidance there is no unconditional branch", "choose a --guidance above 1")
+    if options.picture and (options.steps or options.guidance is not None or options.negative):
+        raise InputError(
+            "--steps, --guidance and --negative are for pictures that are made", "leave them out, or --picture"
+        )
+    assert options.selection
+
+
+def _picture_at(project: Project, manifest: Manifest, named: Path | None) -> Image.Image | None:
+    """An existing picture, by its path or by its name among the training pictures."""
+    if named is None:
+        return None
+    own = images_folder(project, manifest)
+    path = next((path for path in (named, own / named.name) if path.is_file()), None)
+    if path is None:
+        names = ", ".join(sorted(its.name for its in own.iterdir()))
+        raise InputError(f"there is no picture {named}", f"a file, or a training picture: {names}")
+    return pictures.load(path)
+
+
+def _views(
+    project: Project, card: Card, text: str, picture: Image.Image | None, options: InspectOptions, emit: Emit
+) -> tuple[list[View], View | None, SamplingSettings]:
+    """The views in the order they are shown, the one that counts first; the base model's; how the first was sampled."""
+    stages = [*reversed(card.stages)] if options.stages else [card.stage(options.stage)]
+    others = [(other, concept.read_card(other)) for other, _ in map(open_project, options.beside)]
+    eyes = [(project, card, stage) for stage in stages]
+    eyes += [(other, its, its.stage(None)) for other, its in others]
+    pool = ComponentPool(keep=len(eyes) + options.base > 1)
+    found: list[View] = []
+    base: View | None = None
+    settings: SamplingSettings | None = None
+    for which, its, stage in eyes:
+        loaded = load_concept(which, its, stage, options.device, "auto", emit, pool)
+        prompt, words = _respelt(text, options.words, card.placeholder, its.placeholder)
+        warn_of_long_prompts(loaded, [prompt], emit)
+        own = _settings(loaded, options)
+        settings = settings or own
+        label = _label(which, stage, project, found)
+        view = View(
+            label,
+            str(which.root),
+            its.run,
+            stage,
+            str(its.document["plan"]["method"]),
+            prompt,
+            *_look(loaded.components, its.placeholder, prompt, words, picture, own, options, label, emit),
+            first_step=options.selection.steps[0] if options.selection.steps else 1,
+        )
+        found.append(view)
+        if options.base and base is None:
+            plain = without_placeholder(text.replace("{}", card.placeholder.token), card.placeholder)
+            names = [card.placeholder.category if _names(word, card.placeholder) else word for word in options.words]
+            untuned = load_base(loaded.base, options.device, "auto", pool)
+            looked = _look(untuned, card.placeholder, plain, names, picture, settings, options, BASE, emit)
+            base = dataclasses.replace(
+                view, label=BASE, project=None, run=None, stage=None, method=None, prompt=plain,
+                picture=looked[0], recording=looked[1],
+            )  # fmt: skip
+    assert settings is not None
+    first = len(stages)
+    return [*found[:first], *([base] if base else []), *found[first:]], base, settings
+
+
+def _label(which: Project, stage: StageName, first: Project, found: Sequence[View]) -> str:
+    if which is first:
+        return f"after stage {stage}"
+    taken = [view.label for view in found]
+    return which.name if which.name not in taken else f"{which.name} ({len(taken) + 1})"
+
+
+def _names(word: str, placeholder: Placeholder) -> bool:
+    """Whether a word asked for is [V]."""
+    return word in ("{}", placeholder.token)
+
+
+def _respelt(text: str, words: Sequence[str], own: Placeholder, other: Placeholder) -> tuple[str, tuple[str, ...]]:
+    """A prompt, with [V] spelt out, and the words asked for, for a concept that may have another token and category."""
+    prompt = other.prompt(text.replace(f"{own.token} {own.category}", "{}").replace(own.token, "{}"))
+    renamed = {own.category.lower(): other.category}
+    return prompt, tuple("{}" if _names(word, own) else renamed.get(word.lower(), word) for word in words)
+
+
+def _settings(loaded: LoadedConcept, options: InspectOptions) -> SamplingSettings:
+    return settings_for(
+        loaded.card,
+        loaded.base,
+        options.steps,
+        options.guidance,
+        options.size,
+        options.scheduler,
+        options.negative,
+    )
+
+
+def _look(
+    components: Components,
+    placeholder: Placeholder,
+    prompt: str,
+    words: Sequence[str],
+    picture: Image.Image | None,
+    settings: SamplingSettings,
+    options: InspectOptions,
+    label: str,
+    emit: Emit,
+) -> tuple[Image.Image, Recording, tuple[int, ...]]:
+    """The picture, where its words looked, and for an existing picture the timesteps it was seen at."""
+    guided = picture is None and settings.guidance > 1
+    if options.branch == "unconditional" and not guided:
+        raise InputError("without guidance there is no unconditional branch", "choose a --guidance above 1")
+    recorder = recorder_for(components, placeholder, prompt, settings, options.selection, words, guided=guided)
+    total = settings.steps if picture is None else NOISE_LEVELS
+    emit(Advanced(0, total, label))
 
     def after_step(step: int) -> None:
-        emit(Advanced(step + 1, settings.steps, "steps"))
-        if step == 0:
-            word_maps(recorder, chosen, resolution)  # refuses a resolution no layer has, before the work is done
+        emit(Advanced(step + 1, total, label))
 
-    prompting = loaded.components.prompting
-    parts = prompting.parts if prompting else 1
+    if picture is not None:
+        shown = fitted(picture, settings)
+        timesteps, recording = see(components, recorder, prompt, shown, options.seed, after_step)
+        return shown, recording, timesteps
+    (made,), recording = make(components, recorder, [Request(prompt, options.seed)], settings, after_step)
+    return made, recording, ()
 
-    def receive(layer: str, probabilities: Tensor) -> None:
-        recorder.add(layer, probabilities.chunk(parts)[0])
 
-    with processors(loaded.components.unet, lambda name: MapProcessor(name, columns, receive)):
-        (picture,) = sample(loaded.components, [Request(text, seed)], settings, between_steps=after_step)
-    maps, layers = word_maps(recorder, chosen, resolution)
-    peak = max(float(values.max()) for values in maps.values())
-    folder = free_name(project.attention, f"{slug(prompt.replace('{}', card.placeholder.category))}-{seed}", "")
-    metadata = {"schema": 1, "prompt": text, "seed": seed, **dataclasses.asdict(settings)}
-    overlays = {word: overlay(picture, values.numpy(), peak) for word, values in maps.items()}
-    picture_path = save_picture(folder, "picture", picture, metadata)
-    paths = {word: save_picture(folder, f"map-{slug(word)}", image, metadata) for word, image in overlays.items()}
-    sheet = save_picture(folder, "sheet", labelled_strip({"picture": picture, **overlays}), metadata)
+def _written(
+    project: Project,
+    card: Card,
+    text: str,
+    views: Sequence[View],
+    base: View | None,
+    settings: SamplingSettings,
+    options: InspectOptions,
+) -> Inspection:
+    main, *_ = views
+    metadata = {"schema": SCHEMA, "prompt": main.prompt, "seed": options.seed, **dataclasses.asdict(settings)}
+    stem = f"{slug(text.replace('{}', card.placeholder.category))}-{options.seed}"
+    folder = free_name(project.attention, stem, "")
+    eyes = [findings.seen(view) for view in views]
+    peak = drawn.peak(eyes)
+    picture = save_picture(folder, "picture", main.picture, metadata)
+    overlays = drawn.overlays(eyes[0], peak)
+    paths = {word: save_picture(folder, f"map-{slug(word)}", its, metadata) for word, its in overlays.items()}
+    sheet = save_picture(folder, "sheet", drawn.sheet(eyes[0], peak), metadata)
+    film = save_picture(folder, "film", drawn.film(eyes[0]), metadata)
+    comparison = None
+    if len(views) > 1:
+        comparison = save_picture(folder, "comparison", drawn.comparison(eyes, peak), metadata)
     with durable.explained_write(folder):
-        write_tensors(folder / "maps.safetensors", maps)
+        write_tensors(folder / "maps.safetensors", findings.arrays(views))
+    documents = [findings.document(view, base) for view in views]
+    first = documents[0]
+    for row in first["words"]:
+        row["map"] = str(paths[row["word"]]) if row["word"] in paths else None
     report = {
         **metadata,
-        "stage": loaded.stage,
-        "run": card.run,
+        **{name: value for name, value in first.items() if name not in ("label", "project", "prompt")},
         "smoke": card.smoke,
         "pooling": POOLING,
-        "layers": list(layers),
+        "selection": dataclasses.asdict(options.selection),
         "colour_scale": {"min": 0.0, "max": peak, "shared": True},
-        "words": [
-            {
-                "word": word,
-                "mean": float(values.mean()),
-                "max": float(values.max()),
-                "variance": float(values.var()),
-                "map": str(paths[word]),
-            }
-            for word, values in maps.items()
-        ],
-        "picture": str(picture_path),
+        "picture": str(picture),
         "sheet": str(sheet),
+        "film": str(film),
+        "comparison": str(comparison) if comparison else None,
+        "views": documents,
     }
     durable.write_json(folder / "attention.json", report)
-    return Inspection(folder, sheet, report)
+    durable.write_text(folder / "attention.csv", findings.table(documents))
+    page = None
+    if options.report:
+        page = drawn.write_page(folder / "report.html", text, eyes, report)
+    return Inspection(folder, sheet, comparison, page, report)
