@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,9 +90,10 @@ def inspect_attn(
             made = inspect_attention(root, prompt, asked, emit=emit)
         fields = dict(made.report)
         run = fields.pop("run")
-        fields.pop("schema")
+        for name in ("schema", "project"):
+            fields.pop(name)
         console.document("inspect-attn", project, run, folder=made.folder, page=made.page, **fields)
-        for line in (line for view in made.report["views"] for line in _rows(view, len(made.report["views"]) > 1)):
+        for line in (*_rows(made.report["words"]), *_side_by_side(made.report, made.report["views"])):
             console.result(printable(line))
         for path in (made.sheet, made.comparison, made.page):
             if path:
@@ -101,21 +102,33 @@ def inspect_attn(
     return each_project(console, [project], one)
 
 
-def _rows(view: Mapping[str, Any], named: bool) -> Iterator[str]:
-    """A view's numbers, a line a word."""
-    if named:
-        yield f"{view['label']}:"
-    yield f"  {'share':>7} {'mean':>8} {'variance':>9} {'overlap':>8} {'base':>7} {'overlap':>8}  word"
-    for row in view["words"]:
-        mean, variance = (f"{row[name]:{form}}" if row[name] is not None else "" for name, form in _STATISTICS)
-        with_category, in_base, with_base = (
-            f"{row[name]:.{digits}f}" if row[name] is not None else "" for name, digits in _COMPARED
-        )
-        yield (
-            f"  {row['share']:7.4f} {mean:>8} {variance:>9} {with_category:>8} {in_base:>7} {with_base:>8}  "
-            f"{row['word'][:24]}"
-        )
+def _rows(words: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line a word."""
+    yield f"  {'share':>7} {'mean':>8} {'variance':>9} {'overlap':>8} {'in base':>7} {'overlap':>8}  word"
+    yield f"  {'':>7} {'':>8} {'':>9} {'category':>8} {'':>7} {'base':>8}"
+    for row in words:
+        cells = (f"{row[name]:{form}}" if row[name] is not None else "" for name, form in _FORMS.items())
+        share, mean, variance, category, in_base, base = cells
+        yield f"  {share:>7} {mean:>8} {variance:>9} {category:>8} {in_base:>7} {base:>8}  {row['word'][:22]}"
 
 
-_STATISTICS = (("mean", ".5f"), ("variance", ".2e"))
-_COMPARED = (("overlap_with_category", 3), ("share_in_base", 4), ("overlap_with_base", 3))
+_FORMS = {
+    "share": ".4f", "mean": ".5f", "variance": ".2e",
+    "overlap_with_category": ".3f", "share_in_base": ".4f", "overlap_with_base": ".3f",
+}  # fmt: skip
+
+
+def _side_by_side(main: Mapping[str, Any], views: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The share of every word, a column a view; nothing where the base model is the only other one."""
+    if sum(view["project"] is not None for view in views) < 2:
+        return
+    shown = views[:COLUMNS]
+    yield "share of attention"
+    yield "  " + " ".join(f"{view['label'].removeprefix('after stage ')[:10]:>10}" for view in shown) + "  word"
+    for word in dict.fromkeys(row["word"] for view in (main, *shown) for row in view["words"]):
+        shares = [next((row["share"] for row in view["words"] if row["word"] == word), None) for view in shown]
+        yield "  " + " ".join(f"{'' if share is None else f'{share:.4f}':>10}" for share in shares) + f"  {word[:20]}"
+
+
+COLUMNS = 5
+"""Views whose shares fit a terminal of 80 columns."""

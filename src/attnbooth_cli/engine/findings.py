@@ -75,15 +75,14 @@ def document(view: View, base: View | None) -> dict[str, Any]:
     }
 
 
-def arrays(views: Sequence[View]) -> dict[str, Tensor]:
-    """What `maps.safetensors` holds: `WORD` [y, x] and `steps/WORD` [s, y, x] of the first view, and
+def arrays(views: Sequence[View], main: View) -> dict[str, Tensor]:
+    """What `maps.safetensors` holds: `WORD` [y, x] and `steps/WORD` [s, y, x] of the main view, and
     `views/LABEL/WORD` [y, x] of the others; float32, the steps float16."""
-    main, *others = views
     found: dict[str, Tensor] = {}
     for index, word in enumerate(main.recording.words):
         found[word.text] = main.recording.maps[0, index].contiguous()
         found[f"steps/{word.text}"] = main.recording.steps[0, :, index].to(torch.float16).contiguous()
-    for view in others:
+    for view in (view for view in views if view is not main):
         for index, word in enumerate(view.recording.words):
             found[f"views/{view.label}/{word.text}"] = view.recording.maps[0, index].contiguous()
     return found
@@ -106,11 +105,14 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
 def seen(view: View) -> Seen:
     """A view as it is drawn."""
     recording = view.recording
+    words = [word for word in recording.words if word.kind != "bucket"]
+    named = [word for kind in ("placeholder", "category") for word in words if word.kind == kind]
     return Seen(
         view.label,
         view.picture,
         tuple(word.text for word in recording.words),
         frozenset(word.text for word in recording.words if word.kind == "bucket"),
+        tuple(word.text for word in (*named, *reversed([word for word in words if word not in named]))),
         recording.steps[0].numpy(),
         view.timesteps,
         first_step=view.first_step,

@@ -92,6 +92,30 @@ class InspectOptions:
 
 
 @dataclass(frozen=True)
+class Views:
+    """What was looked through.
+
+    Attributes:
+        main: The concept after the stage that was asked for, or its last.
+        base: The base model.
+        earlier: The concept after the stages before `main`, in order.
+        beside: Other projects.
+        settings: How pictures were made.
+    """
+
+    main: View
+    base: View | None
+    earlier: tuple[View, ...]
+    beside: tuple[View, ...]
+    settings: SamplingSettings
+
+    @property
+    def shown(self) -> list[View]:
+        """In the order of training, then the others."""
+        return [*([self.base] if self.base else []), *self.earlier, self.main, *self.beside]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What an inspection made.
 
@@ -128,8 +152,7 @@ def inspect_attention(
     text = prompt if prompt is not None else str(card.document["plan"]["prompts"][0])
     card.placeholder.prompt(text)  # refuses one that names no concept before anything is loaded
     picture = _picture_at(project, manifest, options.picture)
-    views, base, settings = _views(project, card, text, picture, options, emit)
-    return _written(project, card, text, views, base, settings, options)
+    return _written(project, card, text, _views(project, card, text, picture, options, emit), options)
 
 
 def check_options(prompt: str | None, options: InspectOptions) -> None:
@@ -169,8 +192,8 @@ def _picture_at(project: Project, manifest: Manifest, named: Path | None) -> Ima
 
 def _views(
     project: Project, card: Card, text: str, picture: Image.Image | None, options: InspectOptions, emit: Emit
-) -> tuple[list[View], View | None, SamplingSettings]:
-    """The views in the order they are shown, the one that counts first; the base model's; how the first was sampled."""
+) -> Views:
+    """The project's last stage first, so that what cannot be read is refused at once."""
     stages = [*reversed(card.stages)] if options.stages else [card.stage(options.stage)]
     others = [(other, concept.read_card(other)) for other, _ in map(open_project, options.beside)]
     eyes = [(project, card, stage) for stage in stages]
@@ -207,8 +230,8 @@ def _views(
                 picture=looked[0], recording=looked[1],
             )  # fmt: skip
     assert settings is not None
-    first = len(stages)
-    return [*found[:first], *([base] if base else []), *found[first:]], base, settings
+    main, *earlier = found[: len(stages)]
+    return Views(main, base, tuple(reversed(earlier)), tuple(found[len(stages) :]), settings)
 
 
 def _label(which: Project, stage: StageName, first: Project, found: Sequence[View]) -> str:
@@ -276,34 +299,33 @@ def _written(
     project: Project,
     card: Card,
     text: str,
-    views: Sequence[View],
-    base: View | None,
-    settings: SamplingSettings,
+    views: Views,
     options: InspectOptions,
 ) -> Inspection:
-    main, *_ = views
-    metadata = {"schema": SCHEMA, "prompt": main.prompt, "seed": options.seed, **dataclasses.asdict(settings)}
+    main = views.main
+    metadata = {"schema": SCHEMA, "prompt": main.prompt, "seed": options.seed, **dataclasses.asdict(views.settings)}
     stem = f"{slug(text.replace('{}', card.placeholder.category))}-{options.seed}"
     folder = free_name(project.attention, stem, "")
-    eyes = [findings.seen(view) for view in views]
+    eyes = [findings.seen(view) for view in views.shown]
+    mine = eyes[views.shown.index(main)]
     peak = drawn.peak(eyes)
     picture = save_picture(folder, "picture", main.picture, metadata)
-    overlays = drawn.overlays(eyes[0], peak)
+    overlays = drawn.overlays(mine, peak)
     paths = {word: save_picture(folder, f"map-{slug(word)}", its, metadata) for word, its in overlays.items()}
-    sheet = save_picture(folder, "sheet", drawn.sheet(eyes[0], peak), metadata)
-    film = save_picture(folder, "film", drawn.film(eyes[0]), metadata)
+    sheet = save_picture(folder, "sheet", drawn.sheet(mine, peak), metadata)
+    film = save_picture(folder, "film", drawn.film(mine), metadata)
     comparison = None
-    if len(views) > 1:
-        comparison = save_picture(folder, "comparison", drawn.comparison(eyes, peak), metadata)
+    if len(eyes) > 1:
+        comparison = save_picture(folder, "comparison", drawn.comparison(eyes, mine, peak), metadata)
     with durable.explained_write(folder):
-        write_tensors(folder / "maps.safetensors", findings.arrays(views))
-    documents = [findings.document(view, base) for view in views]
-    first = documents[0]
+        write_tensors(folder / "maps.safetensors", findings.arrays(views.shown, main))
+    documents = [findings.document(view, views.base) for view in views.shown]
+    first = documents[views.shown.index(main)]
     for row in first["words"]:
         row["map"] = str(paths[row["word"]]) if row["word"] in paths else None
     report = {
         **metadata,
-        **{name: value for name, value in first.items() if name not in ("label", "project", "prompt")},
+        **{name: value for name, value in first.items() if name not in ("label", "prompt")},
         "smoke": card.smoke,
         "pooling": POOLING,
         "selection": dataclasses.asdict(options.selection),
@@ -318,5 +340,5 @@ def _written(
     durable.write_text(folder / "attention.csv", findings.table(documents))
     page = None
     if options.report:
-        page = drawn.write_page(folder / "report.html", text, eyes, report)
+        page = drawn.write_page(folder / "report.html", text, eyes, mine, report)
     return Inspection(folder, sheet, comparison, page, report)

@@ -32,6 +32,7 @@ class Seen:
 
     Attributes:
         words, buckets: All names, in order; those of them that are no words.
+        telling: The words, the most telling first: [V], the category, then from the end of the prompt.
         steps: [s, w, y, x], a map of each word and step.
         timesteps: Of an existing picture, the noise at each step.
         first_step: The number of the first of `steps`.
@@ -41,6 +42,7 @@ class Seen:
     picture: Image.Image
     words: tuple[str, ...]
     buckets: frozenset[str]
+    telling: tuple[str, ...]
     steps: NDArray[np.float32]
     timesteps: tuple[int, ...]
     first_step: int = 1
@@ -89,9 +91,9 @@ def film(view: Seen) -> Image.Image:
     return labelled_grid(rows)
 
 
-def comparison(views: Sequence[Seen], top: float) -> Image.Image:
-    """A row a view: its picture and its maps, each word below the same word of the first view."""
-    columns = [views[0].words[i] for i in views[0].spoken]
+def comparison(views: Sequence[Seen], main: Seen, top: float) -> Image.Image:
+    """A row a view: its picture and its maps, each word below the same word of the main view."""
+    columns = [main.words[i] for i in main.spoken]
     rows: dict[str, list[tuple[str, Image.Image | None]]] = {}
     for view in views:
         its = overlays(view, top)
@@ -107,7 +109,7 @@ def _aligned(columns: Sequence[str], words: Sequence[str]) -> list[str]:
     return [*placed, *free]
 
 
-def write_page(path: Path, prompt: str, views: Sequence[Seen], report: Mapping[str, Any]) -> Path:
+def write_page(path: Path, prompt: str, views: Sequence[Seen], main: Seen, report: Mapping[str, Any]) -> Path:
     """The page: explorer, numbers, film strip and comparison.
 
     Args:
@@ -117,23 +119,25 @@ def write_page(path: Path, prompt: str, views: Sequence[Seen], report: Mapping[s
         ResourceError: it cannot be written.
     """
     top = peak(views)
-    first = views[0]
     shares = {
-        first.words[i]: [(first.first_step + k, float(value)) for k, value in enumerate(first.steps[:, i].mean((1, 2)))]
-        for i in first.spoken
+        word: [
+            (main.timesteps[k] if main.timesteps else main.first_step + k, float(value))
+            for k, value in enumerate(main.steps[:, main.words.index(word)].mean((1, 2)))
+        ]
+        for word in main.telling[:SERIES]
     }
-    unit = "noise level" if first.timesteps else "step"
+    unit = "noise level" if main.timesteps else "step"
     return page.write_page(
         path,
         "attention.html",
         ("explorer.js",),
         title=f"Where “{prompt}” looks",
         report=report,
-        explorer={"peak": top, "views": [_explored(view, len(views)) for view in views]},
-        sheet=page.embedded(sheet(first, top), 1600),
-        film=page.embedded(film(first), 1600),
-        comparison=page.embedded(comparison(views, top), 1800) if len(views) > 1 else None,
-        shares=line_chart(f"Share of attention by {unit}", dict(list(shares.items())[:SERIES]), unit=unit),
+        explorer={"peak": top, "main": views.index(main), "views": [_explored(view, len(views)) for view in views]},
+        sheet=page.embedded(sheet(main, top), 1600),
+        film=page.embedded(film(main), 1600),
+        comparison=page.embedded(comparison(views, main, top), 1800) if len(views) > 1 else None,
+        shares=line_chart(f"Share of attention by {unit}", shares, unit=unit),
         unit=unit,
     )
 
@@ -161,7 +165,7 @@ def _explored(view: Seen, views: int) -> dict[str, Any]:
         "words": [
             {
                 "text": word,
-                "bucket": word in view.buckets,
+                "chosen": word == view.telling[0] if view.telling else i == 0,
                 "top": float(tops[i]),
                 "shares": [float(value) for value in frames[:, i].mean((1, 2))],
                 "bytes": base64.b64encode(scaled[:, i].tobytes()).decode(),

@@ -15,8 +15,8 @@
     });
     return {...view, words, picture};
   });
-  let shown = views[0];
-  let chosen = new Set(shown.words.filter((word) => !word.bucket).slice(0, 0).map((word) => word.text));
+  let shown = views[data.main];
+  const chosen = new Set();  // of words; another view may call [V] otherwise
 
   const colour = (value) => {
     const place = Math.min(Math.max(value, 0), 1) * 2;
@@ -77,6 +77,10 @@
     context.drawImage(small, 0, 0, canvas.width, canvas.height);
   };
 
+  const choose = () => {  // what this view begins with
+    for (const word of shown.words) if (word.chosen) chosen.add(word.text);
+  };
+
   const offer = () => {  // the words of the view that is shown
     const place = element("words");
     place.replaceChildren(place.querySelector("legend"));
@@ -96,12 +100,12 @@
       for (const other of element("views").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
       made.setAttribute("aria-pressed", "true");
       shown = view;
+      if (!view.words.some((word) => chosen.has(word.text))) choose();
       offer();
       draw();
     });
   }
-  const first = shown.words.find((word) => word.text.startsWith("<")) ?? shown.words[0];
-  chosen = new Set([first.text]);
+  choose();
   offer();
   for (const id of ["frame", "strength", "own-scale"]) element(id).addEventListener("input", draw);
   draw();
