@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from safetensors.torch import load_file
 
 from attnbooth_cli.project.samples import read_metadata
@@ -25,26 +27,44 @@ def test_one_map_a_word(cli: Cli, trained: Path) -> None:
     assert [document[key] for key in ("schema", "event", "project", "run")] == [
         1, "inspect-attn", str(trained), "001-attndreambooth",
     ]  # fmt: skip
-    words = [row["word"] for row in document["words"]]
-    assert words == ["a", "photo", "of", "<toadstool>", "mushroom", "on", "the", "beach"]
+    words = {row["word"]: row for row in document["words"]}
+    spoken = ["a", "photo", "of", "a (2)", "<toadstool>", "mushroom", "on", "the", "beach"]
+    assert list(words) == [*spoken, "[start]", "[end]", "[padding]"]
+    assert sum(row["share"] for row in words.values()) == pytest.approx(1)
     assert len(document["layers"]) > 1
     assert document["pooling"]
     maps = load_file(Path(document["folder"]) / "maps.safetensors")
-    assert set(maps) == set(words)
-    for row in document["words"]:
-        assert row["mean"] == pytest.approx(float(maps[row["word"]].mean()))
-        assert 0 < row["mean"] <= row["max"] <= document["colour_scale"]["max"]
-        with Image.open(row["map"]) as heat:
-            assert heat.width >= 64
-    assert Path(document["sheet"]).is_file()
+    assert {name for name in maps if "/" not in name} == set(words)
+    for word, row in words.items():
+        assert row["peak"] == pytest.approx(float(maps[word].max()))
+        assert maps[f"steps/{word}"].float().mean(0).numpy() == pytest.approx(maps[word].numpy(), abs=1e-3)
+        if word in spoken:
+            assert 0 < row["mean"] <= row["peak"] <= document["colour_scale"]["max"]
+            with Image.open(row["map"]) as heat:
+                assert heat.width >= 64
+    own, plain = document["views"][::-1]
+    assert (own["label"], plain["label"]) == ("after stage unet", "base model")
+    assert plain["prompt"] == "a photo of a mushroom on the beach"
+    category = next(row for row in plain["words"] if row["word"] == "mushroom")
+    assert words["<toadstool>"]["share_in_base"] == category["share"]
+    assert 0 < words["<toadstool>"]["overlap_with_category"] < 1
+    assert 0 < words["beach"]["overlap_with_base"] < 1
     written = json.loads((Path(document["folder"]) / "attention.json").read_text(encoding="utf-8"))
     assert written["words"] == document["words"]
+    with (Path(document["folder"]) / "attention.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["view"], row["word"]) for row in rows[-12:]] == [("after stage unet", word) for word in words]
+    assert float(rows[-1]["share"]) == words["[padding]"]["share"]
+    for name in ("picture", "sheet", "film", "comparison"):
+        assert Path(document[name]).is_file()
 
 
 def test_the_inspected_picture_is_the_one_generate_makes(cli: Cli, trained: Path) -> None:
-    inspected = cli("inspect-attn", trained, PROMPT, "--seed", 4, "--json").document["picture"]
-    (generated,) = cli("generate", trained, PROMPT, "--seed", 4, "--json").document["pictures"]
+    flags = ("--seed", 4, "--steps", 4, "--guidance", 3, "--negative", "snow", "--size", "48x64", "--scheduler", "ddim")
+    inspected = cli("inspect-attn", trained, PROMPT, *flags, "--no-base", "--json").document["picture"]
+    (generated,) = cli("generate", trained, PROMPT, *flags, "--json").document["pictures"]
     with Image.open(inspected) as one, Image.open(generated["path"]) as two:
+        assert one.size == (48, 64)
         assert one.tobytes() == two.tobytes()
     metadata = read_metadata(Path(inspected))
     assert metadata is not None
@@ -53,14 +73,49 @@ def test_the_inspected_picture_is_the_one_generate_makes(cli: Cli, trained: Path
 
 def test_chosen_words_layers_and_stages(cli: Cli, trained: Path) -> None:
     def inspect(*flags: object) -> dict[str, Any]:
-        return cli("inspect-attn", trained, PROMPT, "--word", "{}", "--word", "Beach", *flags, "--json").document
+        words = ("--word", "{}", "--word", "Beach", "--no-base", "--steps", 4)
+        return cli("inspect-attn", trained, PROMPT, *words, *flags, "--json").document
 
     every, coarse, early = inspect(), inspect("--resolution", 4), inspect("--stage", "embedding")
     assert [row["word"] for row in every["words"]] == ["<toadstool>", "beach"]
-    assert set(coarse["layers"]) < set(every["layers"])
-    assert coarse["words"][0]["mean"] != every["words"][0]["mean"]
+    assert len(coarse["layers"]) < len(every["layers"])
     assert early["stage"] == "embedding"
-    assert early["words"][0]["mean"] != every["words"][0]["mean"]
+    for other in (coarse, early, inspect("--head", 1), inspect("--step-range", "1-2")):
+        assert other["words"][0]["share"] != every["words"][0]["share"]
+
+
+def test_the_unconditional_branch_looks_at_the_negative_prompt(cli: Cli, trained: Path) -> None:
+    flags = ("--branch", "unconditional", "--negative", "snow", "--steps", 3, "--no-base")
+    done = cli("inspect-attn", trained, PROMPT, *flags, "--json")
+    assert [row["word"] for row in done.document["words"]] == ["snow", "[start]", "[end]", "[padding]"]
+
+
+def test_through_stages_and_other_projects(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    flags = ("--stages", "--beside", other, "--beside", other, "--steps", 3)
+    done = cli("inspect-attn", trained, "a photo of a <toadstool> mushroom on the beach", *flags)
+    assert done.code == 0
+    assert max(len(line) for line in done.out.splitlines() if not line.startswith("/")) <= 80
+    document = json.loads(next(trained.glob("attention/*/attention.json")).read_text(encoding="utf-8"))
+    labels = [view["label"] for view in document["views"]]
+    assert labels == ["base model", "after stage embedding", "after stage attention", "after stage unet", "other",
+                      "other (5)"]  # fmt: skip
+    last, copied = document["views"][3], document["views"][4]
+    assert last["words"] == [{**row, "map": last["words"][k]["map"]} for k, row in enumerate(copied["words"])]
+    assert document["views"][1]["words"] != last["words"]
+    maps = load_file(next(trained.glob("attention/*/maps.safetensors")))
+    assert "views/base model/mushroom" in maps
+
+
+def test_an_existing_picture(cli: Cli, trained: Path) -> None:
+    name = sorted(path.name for path in (trained / "images").iterdir())[0]
+    document = cli("inspect-attn", trained, "--picture", name, "--json").document
+    assert document["prompt"] == "a photo of a <toadstool> mushroom"
+    assert len(document["timesteps"]) == 10
+    assert document["views"][0]["label"] == "base model"
+    with Image.open(document["picture"]) as shown, Image.open(trained / "images" / name) as original:
+        difference = ImageChops.difference(shown, original.convert("RGB").resize(shown.size))
+    assert max(ImageStat.Stat(difference).mean) < 8
 
 
 @pytest.mark.parametrize(
@@ -69,6 +124,14 @@ def test_chosen_words_layers_and_stages(cli: Cli, trained: Path) -> None:
         (["--word", "snow"], "no word 'snow'", "beach"),
         (["--resolution", "3"], "resolution 3", "choose one of"),
         (["--stage", "never"], "never", "--help"),
+        (["--stage", "unet", "--stages"], "--stages shows every stage", "leave out"),
+        (["--head", "99"], "head 99", "heads are 0 to"),
+        (["--step-range", "9-2"], "'9-2'", "count from 1"),
+        (["--step-range", "99"], "no step 99", "the last one is"),
+        (["--branch", "unconditional", "--guidance", "1"], "without guidance", "above 1"),
+        (["--picture", "absent.png"], "no picture absent.png", "training picture: "),
+        (["--picture", "absent.png", "--steps", "3"], "for pictures that are made", "--picture"),
+        (["--beside", "nowhere"], "no folder nowhere", "init"),
     ],
 )
 def test_inspections_that_cannot_be_made(cli: Cli, trained: Path, flags: list[str], why: str, hint: str) -> None:
@@ -77,6 +140,11 @@ def test_inspections_that_cannot_be_made(cli: Cli, trained: Path, flags: list[st
     assert why in done.err
     assert hint in done.err.splitlines()[-1]
     assert not (trained / "attention").exists()
+
+
+def test_no_prompt_and_no_picture(cli: Cli, trained: Path) -> None:
+    done = cli("inspect-attn", trained)
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: no prompt was given")
 
 
 def test_a_prompt_without_the_concept_cannot_be_inspected(cli: Cli, trained: Path) -> None:
