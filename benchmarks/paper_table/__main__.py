@@ -1,13 +1,16 @@
 """The paper's comparison on the bundled model: python -m benchmarks.paper_table STEP [--minutes N]
 
-search   every method's rates, on tuning concepts            table   every method and ablation, on the test concepts
-fast     schedules of our method, on tuning concepts         page    docs/comparison/: the tables, the plots, the sheet
+search   every method's rates and augmentation, on tuning concepts
+table    every method and ablation, on the test concepts
+fast     schedules of our method, on tuning concepts
+page     docs/comparison/: the tables, the plots, the sheet
 (each continues; several processes may run the same step)
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -22,15 +25,25 @@ from benchmarks.paper_table.units import Unit
 
 WORK = Path("build/paper_table")
 DOCS = Path(__file__).parents[2] / "docs" / "comparison"
+PATIENCE = 5.0
+"""Seconds between looks at what other processes are still doing."""
 SHOWN = (6, 8, 12, 18, 19, 21)
 """Numbers of the prompts on the sheet: two environments, a colour, three styles."""
 
 
-def work_through(todo: Sequence[Unit], work: Path, minutes: float | None) -> bool:
-    """Does what is not done, until it is or the time is over; whether everything is done."""
-    desk, began = Desk(ComponentPool(keep=True)), time.monotonic()
+def work_through(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> bool:
+    """Does what is not done, waits for what others are doing, and says whether all was done before `until`."""
+    while not all(units.result(work, unit) is not None for unit in todo):
+        if not work_once(todo, work, desk, until):
+            return False
+        time.sleep(PATIENCE)
+    return True
+
+
+def work_once(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> bool:
+    """Does what is not done and nobody else is doing; False if the time is over first."""
     for number, unit in enumerate(todo):
-        if minutes is not None and time.monotonic() - began > 60 * minutes:
+        if time.monotonic() > until:
             return False
         with units.claimed(work, unit) as mine:
             if mine:
@@ -38,15 +51,15 @@ def work_through(todo: Sequence[Unit], work: Path, minutes: float | None) -> boo
                 units.write_result(work, unit, found)
                 told = f"identity {found['identity']:.3f}, text {found['text']:.3f}, {found['seconds']:.0f} s"
                 print(f"{number + 1}/{len(todo)} {unit.name}: {told}", file=sys.stderr, flush=True)
-    return all(units.result(work, unit) is not None for unit in todo)
+    return True
 
 
 def write_page(work: Path) -> None:
     """The tables as Markdown, the plot and the sheet; what they mean is written by hand around them."""
-    best = units.best_factors(work)
+    best = units.best_choices(work)
     found = page.gathered(work, best)
     parts = {
-        "chosen": [f"| {method} | {page.rates(factor)} |" for method, factor in best.items()],
+        "chosen": [f"| {method} | {choice} |" for method, choice in best.items()],
         "scores": page.main_table(found, best),
         "differences": page.difference_table(found, best),
         "second-opinion": page.second_opinion_table(found),
@@ -64,16 +77,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["search", "table", "fast", "page"])
     parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     chosen = parser.parse_args()
     if chosen.step == "page":
         write_page(chosen.work)
         return 0
-    todo = units.search_units()
-    if chosen.step != "search":
-        best = units.best_factors(chosen.work)
-        todo = units.table_units(best) if chosen.step == "table" else units.fast_units(best)
-    return 0 if work_through(todo, chosen.work, chosen.minutes) else 3
+    until = time.monotonic() + 60 * chosen.minutes
+    desk, work = Desk(ComponentPool(keep=True)), chosen.work
+    if chosen.step == "search":
+        done = work_through(units.rate_units(), work, desk, until)
+        return 0 if done and work_through(units.augmentation_units(work), work, desk, until) else 3
+    best = units.best_choices(work)
+    todo = units.table_units(best) if chosen.step == "table" else units.fast_units(best)
+    return 0 if work_through(todo, work, desk, until) else 3
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
     shutil.rmtree(root / "runs", ignore_errors=True)
     return {
         "method": unit.label,
-        "factor": unit.factor,
+        "choice": str(unit.choice),
         "concept": unit.concept,
         "seconds": seconds,
         "samples": samples(unit),

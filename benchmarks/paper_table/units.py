@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ FACTORS = (1.0, 3.0, 10.0, 30.0)
 method, so that none has a larger budget."""
 SEARCH_CONCEPTS = 2
 """Tuning concepts of the search."""
-PUBLISHED = 1.0
+FAST_CONCEPTS = 4
+"""Tuning concepts of the second look at fast mode."""
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Stage (or "" for what is no stage's) -> setting -> value, learning rates before they are multiplied."""
@@ -39,7 +40,6 @@ def _and(changes: Changes, **more: Mapping[str, Any]) -> Changes:
 VARIANTS: Mapping[str, Changes] = {
     "": {},
     "fast": FAST,
-    "fast-upright": _and(FAST, all_={"augmentation": "upright"}),
     "fast-pool": _and(FAST, all_={"augmentation_pool": 64}),
     "fast-min-snr": _and(FAST, embedding={"snr_gamma": 5.0}, attention={"snr_gamma": 5.0}, unet={"snr_gamma": 5.0}),
     "fast-half-1": _and(FAST, embedding={"steps": 30, "learning_rate": 2e-3}),
@@ -60,17 +60,36 @@ VARIANTS: Mapping[str, Changes] = {
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How a method is trained on this base model.
+
+    Attributes:
+        factor: Of its published learning rates.
+        upright: Whether pictures are augmented without turning them (no black corners), not in the method's own way.
+    """
+
+    factor: float
+    upright: bool = False
+
+    def __str__(self) -> str:
+        rates = "published" if self.factor == 1 else f"x {self.factor:g}"
+        return f"{rates}, upright" if self.upright else rates
+
+
+PUBLISHED = Choice(1.0)
+
+
+@dataclass(frozen=True)
 class Unit:
     """One training and its evaluation.
 
     Attributes:
-        factor: Of the method's published learning rates.
         split: "tuning" for the search, "test" for the table.
         variant: Of the schedule, see `VARIANTS`.
     """
 
     method: str
-    factor: float
+    choice: Choice
     split: str
     concept: str
     variant: str = ""
@@ -83,7 +102,8 @@ class Unit:
     @property
     def name(self) -> str:
         """As a folder's name."""
-        return f"{self.split}/{self.label.replace(' ', '-')}-x{self.factor:g}/{self.concept}"
+        upright = "-upright" if self.choice.upright else ""
+        return f"{self.split}/{self.label.replace(' ', '-')}{upright}-x{self.choice.factor:g}/{self.concept}"
 
     @property
     def images(self) -> Path:
@@ -106,38 +126,49 @@ def concepts(split: str) -> list[str]:
     return sorted(path.name for path in (CONCEPTS / split).iterdir() if path.is_dir())
 
 
-def search_units(methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
-    """Every method that is no ablation, at every factor."""
-    tried = [name for name in methods if name == METHODS[name].family]
+def rate_units() -> list[Unit]:
+    """The search's first part: every method that is no ablation, at every factor."""
+    names, choices = concepts("tuning")[:SEARCH_CONCEPTS], [Choice(factor) for factor in FACTORS]
+    return [Unit(method, choice, "tuning", name) for name in names for choice in choices for method in searched()]
+
+
+def augmentation_units(work: Path) -> list[Unit]:
+    """Its second part, when the first is done: each at its best factor again, its pictures augmented upright."""
+    factors = {method: _best(work, [Choice(factor) for factor in FACTORS], method) for method in searched()}
     names = concepts("tuning")[:SEARCH_CONCEPTS]
-    return [Unit(method, factor, "tuning", name) for name in names for factor in FACTORS for method in tried]
+    return [Unit(method, Choice(its.factor, True), "tuning", name) for name in names for method, its in factors.items()]
 
 
-def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
-    """Every method on every test concept at its best factor and at its published rates; ablations have the factor of
-    their method, and are not run at the published ones. So has fast mode."""
+def searched() -> list[str]:
+    """The methods that have rates of their own."""
+    return [name for name, method in METHODS.items() if name == method.family]
+
+
+def table_units(best: Mapping[str, Choice], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
+    """Every method on every test concept at its best choice and as published; ablations and fast mode have the choice
+    of their method, and are not run as published."""
     units = []
     for concept in concepts("test"):
         for method in methods:
             family = METHODS[method].family
-            factors = {best[family], PUBLISHED} if method == family else {best[family]}
-            units += [Unit(method, factor, "test", concept) for factor in sorted(factors, reverse=True)]
+            choices = [best[family], PUBLISHED] if method == family else [best[family]]
+            units += [Unit(method, choice, "test", concept) for choice in dict.fromkeys(choices)]
         units.append(Unit(ATTNDREAMBOOTH.name, best[ATTNDREAMBOOTH.name], "test", concept, "fast"))
     return units
 
 
-def fast_units(best: Mapping[str, float]) -> list[Unit]:
-    """Every variant of our method's schedule on every tuning concept."""
-    factor = best[ATTNDREAMBOOTH.name]
-    return [
-        Unit(ATTNDREAMBOOTH.name, factor, "tuning", concept, variant)
-        for concept in concepts("tuning")
-        for variant in VARIANTS
-    ]
+def fast_units(best: Mapping[str, Choice]) -> list[Unit]:
+    """Every variant of our method's schedule on some tuning concepts; the default and fast mode with either
+    augmentation."""
+    mine = best[ATTNDREAMBOOTH.name]
+    other = replace(mine, upright=not mine.upright)
+    rows = [(mine, variant) for variant in VARIANTS] + [(other, variant) for variant in ("", "fast")]
+    names = concepts("tuning")[:FAST_CONCEPTS]
+    return [Unit(ATTNDREAMBOOTH.name, choice, "tuning", name, variant) for name in names for choice, variant in rows]
 
 
 def settings_of(unit: Unit) -> dict[str, Any]:
-    """What a unit sets of the published schedule: rates times its factor, and what its variant changes."""
+    """What a unit sets of the published schedule: rates times its factor, and what its choice and variant change."""
     changes = VARIANTS[unit.variant]
     settings: dict[str, Any] = {}
     for stage in METHODS[unit.method].stages:
@@ -146,8 +177,10 @@ def settings_of(unit: Unit) -> dict[str, Any]:
             its["embedding_rate"] = stage.embedding_rate
         for key in ("learning_rate", "embedding_rate"):
             if key in its:
-                its[key] = float(f"{its[key] * unit.factor:.12g}")
+                its[key] = float(f"{its[key] * unit.choice.factor:.12g}")
         settings |= {f"train.{stage.name}.{key}": value for key, value in its.items() if stage.enabled}
+    if unit.choice.upright:
+        settings["train.augmentation"] = "upright"
     return settings | {f"train.{key}": value for key, value in changes.get("", {}).items()}
 
 
@@ -197,16 +230,27 @@ def _taken(file: Path) -> bool:
     return False
 
 
-def best_factors(work: Path) -> dict[str, float]:
-    """The factor of every method's rates at which its pictures are best on the tuning concepts, see `merit`."""
-    merits: dict[str, dict[float, list[float]]] = {}
-    for unit in search_units():
-        if (found := result(work, unit)) is not None:
-            merits.setdefault(unit.method, {}).setdefault(unit.factor, []).append(merit(found))
-    return {
-        method: max(by_factor, key=lambda factor: sum(by_factor[factor]) / len(by_factor[factor]))
-        for method, by_factor in merits.items()
-    }
+def best_choices(work: Path) -> dict[str, Choice]:
+    """How every method's pictures come out best on the tuning concepts, see `merit`: its best factor, then its own
+    augmentation or the upright one."""
+    best = {}
+    for method in searched():
+        own = _best(work, [Choice(factor) for factor in FACTORS], method)
+        best[method] = _best(work, [own, replace(own, upright=True)], method)
+    return best
+
+
+def _best(work: Path, choices: Sequence[Choice], method: str) -> Choice:
+    """The choice with the highest mean merit of those that were tried on every concept of the search."""
+    merits = {}
+    for choice in choices:
+        found = [result(work, Unit(method, choice, "tuning", name)) for name in concepts("tuning")[:SEARCH_CONCEPTS]]
+        done = [merit(its) for its in found if its is not None]
+        if len(done) == len(found):
+            merits[choice] = sum(done) / len(done)
+    if not merits:
+        raise SystemExit(f"the search has not tried {method} yet: python -m benchmarks.paper_table search")
+    return max(merits, key=lambda choice: merits[choice])
 
 
 def merit(found: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from attnbooth_cli.engine.families import ComponentPool
 from benchmarks.judges import Classifier, InstanceEncoder
 from benchmarks.paper_table import __main__ as command
 from benchmarks.paper_table import page, run, units
-from benchmarks.paper_table.units import Unit
+from benchmarks.paper_table.units import PUBLISHED, Choice, Unit
 from tests.conftest import EXAMPLE
 from tools.tiny.dataset import ATTRIBUTES
 
@@ -51,7 +53,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(units, "CONCEPTS", root / "concepts")
         patch.setattr(units, "FACTORS", (3.0,))
         patch.setattr(units, "SEARCH_CONCEPTS", 1)
-        patch.setattr(units.search_units, "__defaults__", (METHODS,))
+        patch.setattr(units, "searched", lambda: list(METHODS[:2]))  # an ablation has no search of its own
         patch.setattr(units.table_units, "__defaults__", (METHODS,))
         patch.setattr(run, "PICTURES", 1)
         patch.setattr(
@@ -65,35 +67,37 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    todo = units.search_units()
-    assert len(todo) == 2  # an ablation has no search of its own
-    assert not command.work_through(todo, small, minutes=0)
-    assert command.work_through(todo, small, minutes=None)
-    best = units.best_factors(small)
-    assert best == {"attndreambooth": 3.0, "textual-inversion": 3.0}
-    table = units.table_units({**best, "textual-inversion": 1.0})
-    assert [(unit.method, unit.factor) for unit in table] == [
-        ("attndreambooth", 3.0),
-        ("attndreambooth", 1.0),
-        ("textual-inversion", 1.0),
-        ("attndreambooth-without-regulariser", 3.0),
-        ("attndreambooth", 3.0),
+    desk, ever = run.Desk(ComponentPool(keep=True)), math.inf
+    with pytest.raises(SystemExit, match="not tried attndreambooth yet"):
+        units.best_choices(small)
+    assert not command.work_through(units.rate_units(), small, desk, until=0)
+    assert command.work_through(units.rate_units(), small, desk, ever)
+    augmented = units.augmentation_units(small)
+    assert [unit.choice for unit in augmented] == [Choice(3.0, upright=True)] * 2
+    assert command.work_through(augmented, small, desk, ever)
+    assert {choice.factor for choice in units.best_choices(small).values()} == {3.0}
+    best = {"attndreambooth": Choice(3.0, upright=True), "textual-inversion": PUBLISHED}
+    table = units.table_units(best)
+    assert [(unit.label, unit.choice) for unit in table] == [
+        ("attndreambooth", best["attndreambooth"]),
+        ("attndreambooth", PUBLISHED),
+        ("textual-inversion", PUBLISHED),
+        ("attndreambooth-without-regulariser", best["attndreambooth"]),
+        ("attndreambooth fast", best["attndreambooth"]),
     ]
-    assert [unit.variant for unit in table] == ["", "", "", "", "fast"]
-    best = {**best, "textual-inversion": 1.0}
-    assert command.work_through(table, small, minutes=None)
+    assert command.work_through(table, small, desk, ever)
     before = {path: path.read_bytes() for path in (small / "results").rglob("*.json")}
-    assert command.work_through(table, small, minutes=None)  # nothing is done twice
+    assert command.work_through(table, small, desk, ever)  # nothing is done twice
     assert {path: path.read_bytes() for path in (small / "results").rglob("*.json")} == before
 
     monkeypatch.setattr(command, "DOCS", tmp_path)
     monkeypatch.setattr(command, "METHODS", dict.fromkeys(METHODS))
-    monkeypatch.setattr(units, "best_factors", lambda work: best)
+    monkeypatch.setattr(units, "best_choices", lambda work: best)
     command.write_page(small)
     lines = (tmp_path / "scores.md").read_text().splitlines()
     assert lines[2].startswith("| the true pictures |")
     assert lines[-1].startswith("| the untuned model |")
-    rows = len({(unit.label, unit.factor) for unit in table})
+    rows = len({(unit.label, unit.choice) for unit in table})
     assert len(lines) == 2 + 2 + rows
     assert len((tmp_path / "differences.md").read_text().splitlines()) == 2 + 3
     for name in ("scatter.png", "sheet.png", "fast.png"):
@@ -101,7 +105,7 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_unit_is_anyones_whose_owner_has_gone(tmp_path: Path) -> None:
-    unit = Unit("attndreambooth", 1.0, "test", "cat")
+    unit = Unit("attndreambooth", PUBLISHED, "test", "cat")
     with units.claimed(tmp_path, unit) as mine:
         assert mine
         with units.claimed(tmp_path, unit) as again:
@@ -118,12 +122,14 @@ def test_a_unit_is_anyones_whose_owner_has_gone(tmp_path: Path) -> None:
 
 
 def test_rates_are_the_published_ones_times_the_factor() -> None:
-    settings = OPTIONS_OF(Unit("ti-db", 10.0, "test", "cat")).settings
+    settings = OPTIONS_OF(Unit("ti-db", Choice(10.0), "test", "cat")).settings
     assert "train.schedule=paper" in settings
     assert "train.embedding.learning_rate=0.01" in settings
     assert "train.unet.learning_rate=2e-05" in settings
     assert not any("attention.learning_rate" in setting for setting in settings)
-    assert "train.attention.embedding_rate=0.05" in OPTIONS_OF(Unit("vico", 10.0, "test", "cat")).settings
+    assert not any("augmentation" in setting for setting in settings)
+    assert "train.augmentation=upright" in OPTIONS_OF(Unit("ti-db", Choice(1.0, True), "test", "cat")).settings
+    assert "train.attention.embedding_rate=0.05" in OPTIONS_OF(Unit("vico", Choice(10.0), "test", "cat")).settings
 
 
 def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: Path) -> None:
@@ -132,24 +138,34 @@ def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: 
 
     init(tmp_path / "p", images=[EXAMPLE / "cat"], category="cat", model="tiny")
     for variant in units.VARIANTS:
-        unit = Unit("attndreambooth", 10.0, "tuning", "cat", variant)
+        unit = Unit("attndreambooth", Choice(10.0), "tuning", "cat", variant)
         plan = prepare(tmp_path / "p", OPTIONS_OF(unit)).plan
         assert sum(stage.steps * stage.batch_size for stage in plan.stages) == units.samples(unit)
     fast, halved = (
         {stage.name: stage for stage in prepare(tmp_path / "p", OPTIONS_OF(unit)).plan.stages}
-        for unit in (Unit("attndreambooth", 10.0, "tuning", "cat", its) for its in ("fast", "fast-half-3"))
+        for unit in (Unit("attndreambooth", Choice(10.0), "tuning", "cat", its) for its in ("fast", "fast-half-3"))
     )
     assert (fast["unet"].steps, fast["unet"].learning_rate, fast["unet"].batch_size) == (200, 1e-4, 4)
     assert (halved["unet"].steps, halved["unet"].learning_rate) == (100, 2e-4)
     assert fast["attention"] == halved["attention"]
 
 
-def test_the_best_rates_are_those_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "search_units", lambda: [Unit("lora", f, "tuning", c) for f in (1, 3) for c in "ab"])
-    for unit, identity in zip(units.search_units(), (0.5, 0.5, 0.4, 0.8), strict=True):
-        scored = {"truth": {"identity": 1.0}, "untuned": {"text": 1.0}, "identity": identity, "text": 0.5}
-        units.write_result(tmp_path, unit, scored)
-    assert units.best_factors(tmp_path) == {"lora": 3}
+def test_the_best_choice_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "searched", lambda: ["lora"])
+    names = units.concepts("tuning")[:2]
+
+    def score(choice: Choice, *identities: float) -> None:
+        for name, identity in zip(names, identities, strict=False):
+            scored = {"truth": {"identity": 1.0}, "untuned": {"text": 1.0}, "identity": identity, "text": 0.5}
+            units.write_result(tmp_path, Unit("lora", choice, "tuning", name), scored)
+
+    score(Choice(1.0), 0.5, 0.5)
+    score(Choice(3.0), 0.4, 0.8)
+    score(Choice(10.0), 0.99)  # not tried on both: no judgement yet
+    assert units.best_choices(tmp_path) == {"lora": Choice(3.0)}
+    assert {unit.choice for unit in units.augmentation_units(tmp_path)} == {Choice(3.0, upright=True)}
+    score(Choice(3.0, upright=True), 0.7, 0.7)
+    assert units.best_choices(tmp_path) == {"lora": Choice(3.0, upright=True)}
 
 
 def test_neither_copying_nor_obeying_alone_has_merit() -> None:
@@ -172,8 +188,9 @@ def test_differences_are_paired_over_concepts() -> None:
 
     ours = {str(k): found(0.5 + 0.1 * k, str(k)) for k in range(6)}
     theirs = {str(k): found(0.4 + 0.1 * k, str(k)) for k in range(6)}
-    best = {"attndreambooth": 3.0, "lora": 10.0}
-    lines = page.difference_table({("attndreambooth", 3.0): ours, ("lora", 10.0): theirs, ("lora", 1.0): ours}, best)
+    best = {"attndreambooth": Choice(3.0), "lora": Choice(10.0)}
+    found_ = {("attndreambooth", Choice(3.0)): ours, ("lora", Choice(10.0)): theirs, ("lora", PUBLISHED): ours}
+    lines = page.difference_table(found_, best)
     assert len(lines) == 3
     assert "-0.100 (-0.100 to -0.100) *" in lines[2]
     assert "+0.000 (+0.000 to +0.000) |" in lines[2]
