@@ -61,7 +61,12 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimiser step is done; the losses are those it was computed from."""
+    """One optimiser step is done; the losses are those it was computed from, each with its weight.
+
+    Attributes:
+        attention_mean_loss, attention_variance_loss: The regulariser's two terms. They add up to `attention_loss`, but
+            for what a method adds to that beside the regulariser (ViCo, CoRe).
+    """
 
     name: ClassVar[str] = "step"
     stage: str
@@ -71,6 +76,8 @@ class Stepped:
     attention_loss: float
     seconds: float
     prior_loss: float = 0.0
+    attention_mean_loss: float = 0.0
+    attention_variance_loss: float = 0.0
 
 
 @dataclass(frozen=True)

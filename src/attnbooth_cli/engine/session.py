@@ -55,13 +55,15 @@ class Session:
         last = step == stage.steps
         self.emit(
             Stepped(
-                stage.name,
-                step,
-                stage.steps,
-                progress.losses.diffusion,
-                progress.losses.attention,
-                progress.seconds,
-                progress.losses.prior,
+                stage=stage.name,
+                step=step,
+                steps=stage.steps,
+                diffusion_loss=progress.losses.diffusion,
+                attention_loss=progress.losses.attention,
+                seconds=progress.seconds,
+                prior_loss=progress.losses.prior,
+                attention_mean_loss=progress.losses.attention_mean,
+                attention_variance_loss=progress.losses.attention_variance,
             )
         )
         stop = self._agreed_stop()
