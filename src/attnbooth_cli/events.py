@@ -119,6 +119,7 @@ class Finished:
     Attributes:
         nothing_to_do: The concept was finished before; nothing was computed.
         remaining: Stages the plan has beside those that are done (after `--until`).
+        report: The page about the run, if there is one.
     """
 
     name: ClassVar[str] = "done"
@@ -130,6 +131,7 @@ class Finished:
     nothing_to_do: bool = False
     smoke: bool = False
     remaining: tuple[str, ...] = ()
+    report: str | None = None
 
 
 @dataclass(frozen=True)

@@ -54,4 +54,6 @@ def test_the_whole_command_in_two_processes(tmp_path: Path) -> None:
     assert [event["event"] for event in events].count("done") == 1  # only one process reports
     assert sum(event["event"] == "step" for event in events) == 6
     assert (project / "concept" / "concept.json").exists()
-    assert len(list((project / "runs").iterdir())) == 1
+    (run,) = (project / "runs").iterdir()
+    assert events[-1]["report"] == str(run / "report.html")
+    assert Path(events[-1]["report"]).is_file()
