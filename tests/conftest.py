@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from tests.browser import browser  # noqa: F401
+
 # Libraries read these while they are imported, so they are set before anything else is.
 _HOME = Path(tempfile.mkdtemp(prefix="attnbooth-tests-"))
 (_HOME / "config.toml").touch()

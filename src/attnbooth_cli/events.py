@@ -61,7 +61,12 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimiser step is done; the losses are those it was computed from."""
+    """One optimiser step is done; the losses are those it was computed from, each with its weight.
+
+    Attributes:
+        attention_mean_loss, attention_variance_loss: The regulariser's two terms. They add up to `attention_loss`, but
+            for what a method adds to that beside the regulariser (ViCo, CoRe).
+    """
 
     name: ClassVar[str] = "step"
     stage: str
@@ -71,6 +76,8 @@ class Stepped:
     attention_loss: float
     seconds: float
     prior_loss: float = 0.0
+    attention_mean_loss: float = 0.0
+    attention_variance_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Finished:
     Attributes:
         nothing_to_do: The concept was finished before; nothing was computed.
         remaining: Stages the plan has beside those that are done (after `--until`).
+        report: The page about the run, if there is one.
     """
 
     name: ClassVar[str] = "done"
@@ -123,6 +131,7 @@ class Finished:
     nothing_to_do: bool = False
     smoke: bool = False
     remaining: tuple[str, ...] = ()
+    report: str | None = None
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,10 @@ def test_a_batch_of_eight_equals_its_micro_batches(
     parts, parts_losses = gradients(subject, stage, accelerator, micro_batch_size)
     assert distance(whole, parts) < 1e-5
     assert parts_losses.diffusion == pytest.approx(whole_losses.diffusion, rel=1e-5)
-    assert parts_losses.attention == pytest.approx(whole_losses.attention, rel=1e-5)
-    assert whole_losses.attention > 0
+    for name in ("attention", "attention_mean", "attention_variance"):
+        assert getattr(parts_losses, name) == pytest.approx(getattr(whole_losses, name), rel=1e-5)
+        assert getattr(whole_losses, name) > 0
+    assert whole_losses.attention == whole_losses.attention_mean + whole_losses.attention_variance
 
 
 def test_in_float64_splits_agree_to_ten_digits(components: Components, accelerator: Accelerator) -> None:
@@ -162,6 +164,7 @@ def test_without_regulariser_nothing_is_recorded(subject: Subject, accelerator: 
         assert not any(isinstance(p, StatisticsProcessor) for p in processors)
     seen = train(subject, stage, accelerator)
     assert all(progress.losses.attention == 0.0 for progress in seen)
+    assert all(progress.losses.attention_mean == progress.losses.attention_variance == 0.0 for progress in seen)
 
 
 @pytest.mark.parametrize(("vectors", "category"), [(3, "cat"), (2, "teddy bear"), (1, "housecat")])

@@ -218,7 +218,7 @@ def test_each_sample_is_told_its_own_prompt(components: Components, accelerator:
         alone = replace(both, prompts=(both.prompts[number],))
         batch = source.batch("embedding", 5, [index], 2)
         conditioning = conditioning_of(stage, alone, source, accelerator).of(5, [index])
-        apart.append(float(objective(stage, components, batch, conditioning, None)[0]))
+        apart.append(float(objective(stage, components, batch, conditioning, None).diffusion))
     assert together == pytest.approx(np.mean(apart), rel=1e-5)
 
 

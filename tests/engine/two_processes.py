@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def main(path: Path) -> None:
         if accelerator.is_main_process:
             assert accelerator.num_processes == 2
             gradients = {name: parameter.grad for name, parameter in parameters.items()}
-            write_tensors(path, {**gradients, "losses": torch.tensor([losses.diffusion, losses.attention])})
+            write_tensors(path, {**gradients, "losses": torch.tensor(dataclasses.astuple(losses))})
         accelerator.wait_for_everyone()
     disband()
 

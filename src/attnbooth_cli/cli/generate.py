@@ -35,6 +35,9 @@ def generate(
     stage: Annotated[options.Stage | None, typer.Option(help="The concept as it was after this stage.")] = None,
     out: Annotated[Path | None, typer.Option(help="Another folder than the project's samples/.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write a page with all pictures and how to make each again.")
+    ] = False,
     device: options.Device = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -64,6 +67,7 @@ def generate(
                 stage=stage,
                 out=out,
                 grid=grid,
+                report=report,
                 device=device or "auto",
                 emit=emit,
             )
@@ -75,10 +79,13 @@ def generate(
             settings=dataclasses.asdict(made.settings),
             pictures=[dataclasses.asdict(picture) for picture in made.pictures],
             grid=made.grid,
+            report=made.report,
         )
         for picture in made.pictures:
             console.result(str(picture.path))
         if made.grid:
             console.result(str(made.grid))
+        if made.report:
+            console.result(str(made.report))
 
     return each_project(console, [project], one)

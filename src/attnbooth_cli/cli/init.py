@@ -11,6 +11,7 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.project.shell import quoted
 
 if TYPE_CHECKING:
     from attnbooth_cli.engine.initialisation import Initialised
@@ -75,7 +76,7 @@ def init(
         )
         for line in summary(made):
             console.result(line)
-        console.result(f"next: attnbooth train {root} --fast")
+        console.result(f"next: attnbooth train {quoted(root)} --fast")
 
     return each_project(console, [project], one)
 

@@ -21,4 +21,7 @@ Device = Annotated[
     str | None,
     typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto by default."),
 ]
+RunReport = Annotated[
+    bool, typer.Option("--report/--no-report", help="Write runs/NAME/report.html when the run is finished.")
+]
 PromptsFile = Annotated[Path | None, typer.Option("--prompts", help="A text file of prompts, one a line.")]

@@ -17,6 +17,7 @@ from attnbooth_cli.cli.init import summary
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.events import Emit, Event, Finished, Started, Warned
 from attnbooth_cli.project.project import open_project
+from attnbooth_cli.project.shell import command
 
 if TYPE_CHECKING:
     from attnbooth_cli.engine.families import ComponentPool
@@ -62,6 +63,7 @@ def train(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, such as train.unet.steps=300; may be repeated.")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew even if a run is there.")] = False,
+    report: options.RunReport = True,
     category: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
     model: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
     token: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
@@ -107,7 +109,14 @@ def train(
         from attnbooth_cli.engine.training import train as engine_train  # torch, which a mistake need not wait for
 
         engine_train(
-            root, options=chosen, until=until, restart=restart, emit=emit, should_stop=should_stop, pool=pool()
+            root,
+            options=chosen,
+            until=until,
+            restart=restart,
+            emit=emit,
+            should_stop=should_stop,
+            pool=pool(),
+            report=report,
         )
 
     return _run(console, projects, one)
@@ -115,6 +124,7 @@ def train(
 
 def resume(
     projects: options.Projects,
+    report: options.RunReport = True,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -125,7 +135,7 @@ def resume(
         open_project(root)
         from attnbooth_cli.engine.training import resume as engine_resume  # torch, which a mistake need not wait for
 
-        engine_resume(root, emit=emit, should_stop=should_stop, pool=pool())
+        engine_resume(root, emit=emit, should_stop=should_stop, pool=pool(), report=report)
 
     return _run(Console(json, quiet, verbose), projects, one)
 
@@ -186,14 +196,16 @@ def _summary(root: Path, event: Finished) -> Iterable[str]:
     if event.nothing_to_do:
         yield f"nothing to do: {root} is trained already ({', '.join(event.stages)})"
         if event.remaining:
-            yield f"the rest ({', '.join(event.remaining)}): attnbooth resume {root}"
-        yield f"again from the start: attnbooth train {root} --restart (and the settings you want)"
+            yield f"the rest ({', '.join(event.remaining)}): {command('resume', root)}"
+        yield f"again from the start: {command('train', root, '--restart')} (and the settings you want)"
         return
     yield f"done in {duration(event.seconds)}: {', '.join(event.stages)}"
     yield f"concept: {event.concept}"
     for path in event.samples:
         yield f"sample:  {path}"
-    yield f'next:    attnbooth generate {root} "a photo of a {{}} on a beach" -n 4 --grid'
+    if event.report:
+        yield f"report:  {event.report}"
+    yield f'next:    {command("generate", root)} "a photo of a {{}} on a beach" -n 4 --grid'
 
 
 def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: Declaration) -> None:

@@ -17,6 +17,7 @@ from attnbooth_cli.engine.base_models import BaseModel, resolve
 from attnbooth_cli.engine.concept import Card
 from attnbooth_cli.engine.devices import resolve_device, resolve_precision
 from attnbooth_cli.engine.families import ComponentPool, Components
+from attnbooth_cli.engine.generation_report import Gallery
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.preparation import weights_sha256
 from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample
@@ -61,6 +62,7 @@ class Generated:
     settings: SamplingSettings
     pictures: tuple[GeneratedPicture, ...]
     grid: Path | None
+    report: Path | None
 
 
 def generate(
@@ -77,6 +79,7 @@ def generate(
     stage: StageName | None = None,
     out: Path | str | None = None,
     grid: bool = False,
+    report: bool = False,
     device: str = "auto",
     precision: str = "auto",
     emit: Emit = ignore,
@@ -90,6 +93,7 @@ def generate(
         stage: The concept as it was after this stage; the last by default.
         out: Another folder than the project's samples.
         grid: Also write all of them on one sheet.
+        report: Also write a page with all of them and the commands that make each again.
 
     Raises:
         InputError: nothing trained yet, a prompt without the concept, a wrong size, scheduler or stage.
@@ -116,6 +120,7 @@ def generate(
     folder = Path(out) if out is not None else project.samples
     made: list[GeneratedPicture] = []
     images: list[Image.Image] = []
+    gallery = Gallery(len(requests))
     spoken = [text for text in prompts for _ in range(n)]
     emit(Advanced(0, len(requests)))
     for picture, request, text in zip(sample(loaded.components, requests, settings), requests, spoken, strict=True):
@@ -128,11 +133,17 @@ def generate(
         made.append(GeneratedPicture(path, text, request.seed))
         if grid:
             images.append(picture)
+        if report:
+            gallery.add(picture, path, text, request.seed)
         emit(Advanced(len(made), len(requests)))
     sheet = (
         _save_grid(folder, images, n, prompts, card.placeholder.category, _metadata(loaded, settings)) if grid else None
     )
-    return Generated(project, card.run, loaded.stage, settings, tuple(made), sheet)
+    page = None
+    if report:
+        asked = None if device == "auto" else device
+        page = gallery.save(folder, loaded.card, project.root, loaded.stage, settings, asked)
+    return Generated(project, card.run, loaded.stage, settings, tuple(made), sheet, page)
 
 
 def load_concept(

@@ -48,12 +48,41 @@ class StepLosses:
     """The objective's terms at one step, over the whole batch, each with its weight.
 
     Attributes:
-        attention: All that looks at attention, and CoRe's terms.
+        attention_mean, attention_variance: The regulariser's two terms.
+        attention_other: ViCo's and CoRe's own terms.
     """
 
     diffusion: float
-    attention: float
-    prior: float = 0.0
+    attention_mean: float
+    attention_variance: float
+    attention_other: float
+    prior: float
+
+    @property
+    def attention(self) -> float:
+        """All that looks at attention, and CoRe's terms."""
+        return self.attention_mean + self.attention_variance + self.attention_other
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The objective's terms over one micro-batch, float32 scalars.
+
+    Attributes:
+        diffusion: A mean over the micro-batch.
+        attention_mean, attention_variance: The regulariser's two terms with their weights, sums over it.
+        attention_other: What `prompting` adds, a sum over it.
+    """
+
+    diffusion: Tensor
+    attention_mean: Tensor
+    attention_variance: Tensor
+    attention_other: Tensor
+
+    @property
+    def attention(self) -> Tensor:
+        """All that looks at attention."""
+        return self.attention_mean + self.attention_variance + self.attention_other
 
 
 @dataclass(frozen=True)
@@ -189,24 +218,25 @@ def accumulate_gradients(
 ) -> StepLosses:
     """Adds this process's share of one step's gradients and returns the losses over the whole batch."""
     share = process_share(stage.batch_size, accelerator.process_index, accelerator.num_processes)
-    totals = torch.zeros(3, device=accelerator.device)
+    totals = torch.zeros(5, device=accelerator.device)  # in the order of StepLosses
     for indices in split(share, micro_batch_size):
         batch = source.batch(stage.name, step, indices, stage.batch_size)
         # The batch's mean is the sum of its parts' means weighted by their sizes; the regulariser is a sum already.
         part = len(indices) / stage.batch_size
         with accelerator.autocast():
-            diffusion, attention = objective(stage, subject.components, batch, conditioning.of(step, indices), recorder)
-        accelerator.backward(part * diffusion + attention)
-        totals[:2] += torch.stack([part * diffusion.detach(), attention.detach()])
+            terms = objective(stage, subject.components, batch, conditioning.of(step, indices), recorder)
+        accelerator.backward(part * terms.diffusion + terms.attention)
+        of_attention = (terms.attention_mean, terms.attention_variance, terms.attention_other)
+        totals[:4] += torch.stack([part * terms.diffusion, *of_attention]).detach()
         if stage.contextual:
             with accelerator.autocast():
                 around = context_loss(stage, step, indices, subject, source, batch)
             accelerator.backward(around)
-            totals[1] += around.detach()
+            totals[3] += around.detach()
         if stage.prior_weight:
             prior = part * stage.prior_weight * prior_loss(stage, step, indices, subject, accelerator, conditioning)
             accelerator.backward(prior)
-            totals[2] += prior.detach()
+            totals[4] += prior.detach()
     return StepLosses(*accelerator.reduce(totals, reduction="sum").tolist())
 
 
@@ -239,7 +269,7 @@ def prior_loss(
     batch = subject.prior.batch(f"{stage.name} prior", step, indices, stage.batch_size)
     unregularised = replace(stage, mean_weight=0.0, variance_weight=0.0)
     with accelerator.autocast():
-        return objective(unregularised, subject.components, batch, conditioning.of_class(), None)[0]
+        return objective(unregularised, subject.components, batch, conditioning.of_class(), None).diffusion
 
 
 def objective(
@@ -248,8 +278,8 @@ def objective(
     batch: Batch,
     conditioning: Conditioning,
     recorder: StatisticsRecorder | None,
-) -> tuple[Tensor, Tensor]:
-    """Diffusion loss (mean over the micro-batch) and attention regularisation (sum over it), two float32 scalars.
+) -> Terms:
+    """The terms of one micro-batch.
 
     Args:
         conditioning: Leading dimension m, or 1 where every sample has the same prompt.
@@ -263,12 +293,12 @@ def objective(
     scheduler, gamma = components.noise_scheduler, stage.snr_gamma
     weights = min_snr_weights(scheduler, batch.timesteps, gamma) if gamma else None
     diffusion = diffusion_loss(prediction, target, weights)
-    attention = diffusion.new_zeros(())
+    mean = variance = other = diffusion.new_zeros(())
     if recorder is not None:
-        attention = attention_regularisation(recorder.layers, stage.mean_weight, stage.variance_weight)
+        mean, variance = attention_regularisation(recorder.layers, stage.mean_weight, stage.variance_weight)
     if components.prompting is not None and components.prompting.regularisation is not None:
-        attention = attention + components.prompting.regularisation
-    return diffusion, attention
+        other = components.prompting.regularisation
+    return Terms(diffusion, mean, variance, other)
 
 
 def process_share(batch_size: int, process: int, processes: int) -> range:

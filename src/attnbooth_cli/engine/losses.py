@@ -78,8 +78,8 @@ def min_snr_weights(noise_scheduler: Any, timesteps: Tensor, gamma: float) -> Te
 
 def attention_regularisation(
     statistics: Sequence[TokenStatistics], mean_weight: float, variance_weight: float
-) -> Tensor:
-    """R = 1/L sum_l sum_b mean_v [ lambda_mu (mu_v - mu_c)^2 + lambda_sigma (s2_v - s2_c)^2 ].
+) -> tuple[Tensor, Tensor]:
+    """R = 1/L sum_l sum_b mean_v [ lambda_mu (mu_v - mu_c)^2 + lambda_sigma (s2_v - s2_c)^2 ], as its two terms.
 
     The sum over the batch is not divided by its size (the reference's behaviour), and neither side is detached.
 
@@ -89,11 +89,14 @@ def attention_regularisation(
         variance_weight: lambda_sigma.
 
     Returns:
-        Scalar, float32.
+        The term of the means and that of the variances, each with its weight: scalars, float32. R is their sum.
     """
     mean = torch.stack([layer.mean for layer in statistics])  # [l, b, v + 1]
     variance = torch.stack([layer.variance for layer in statistics])  # [l, b, v + 1]
     mean_gap = (mean[..., :-1] - mean[..., -1:]).square()
     variance_gap = (variance[..., :-1] - variance[..., -1:]).square()
-    per_sample = (mean_weight * mean_gap + variance_weight * variance_gap).mean(dim=-1)  # [l, b]
-    return per_sample.sum(dim=1).mean()
+    of_means, of_variances = (
+        (weight * gap).mean(dim=-1).sum(dim=1).mean()
+        for weight, gap in ((mean_weight, mean_gap), (variance_weight, variance_gap))
+    )
+    return of_means, of_variances

@@ -20,6 +20,7 @@ from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project, open_project
+from attnbooth_cli.project.shell import quoted
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def moments(project: Project, emit: Emit = ignore) -> tuple[Moment, ...]:
             moment = Moment(stage, its.steps(stage), its)
             found.setdefault(moment.name, moment)
     if not found:
-        raise InputError(f"no snapshot of run {run} can be read", f"attnbooth resume {project.root}")
+        raise InputError(f"no snapshot of run {run} can be read", f"attnbooth resume {quoted(project.root)}")
     return tuple(sorted(found.values(), key=lambda moment: (STAGE_NAMES.index(moment.stage), moment.step)))
 
 
@@ -133,7 +134,7 @@ def _newest_with_snapshots(project: Project) -> str:
     found = [run for run in runs if _snapshots(RunFolder(project, run).snapshots)]
     if not found:
         raise InputError(
-            f"{project.root} has no trained concept yet, and no snapshots", f"attnbooth train {project.root}"
+            f"{project.root} has no trained concept yet, and no snapshots", f"attnbooth train {quoted(project.root)}"
         )
     return found[-1]
 

@@ -58,8 +58,9 @@ from attnbooth_cli.engine.tokens import (
     placeholder,
     write_rows,
 )
+from attnbooth_cli.engine.training_report import write_training_report
 from attnbooth_cli.engine.trial import estimate_seconds
-from attnbooth_cli.errors import DamagedError, DivergedError, InputError
+from attnbooth_cli.errors import BoothError, DamagedError, DivergedError, InputError
 from attnbooth_cli.events import (
     Checkpointed,
     Emit,
@@ -73,6 +74,7 @@ from attnbooth_cli.events import (
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
+from attnbooth_cli.project.shell import command
 from attnbooth_cli.project.state import Run, State, read_json_object, read_state
 
 
@@ -86,6 +88,7 @@ def train(
     emit: Emit = ignore,
     should_stop: ShouldStop = lambda: 0,
     pool: ComponentPool | None = None,
+    report: bool = True,
 ) -> Project:
     """Trains a project's concept to the end of stage `until` (the last by default), or continues its unfinished run.
 
@@ -95,6 +98,7 @@ def train(
             complete.
         should_stop: Asked after every step; on a signal the state is saved and `StoppedError` raised.
         pool: Shares a loaded base model between calls.
+        report: Write the page about the run when it is finished.
 
     Raises:
         InputError: manifest, settings, pictures; or an unfinished run was begun with other settings.
@@ -122,7 +126,16 @@ def train(
             return project
         as_asked = continued(read_plan(RunFolder(project, run.name)), plan)
         _execute(
-            project, prepared.manifest, run, as_asked, prepared.base, until, emit, should_stop, pool or ComponentPool()
+            project,
+            prepared.manifest,
+            run,
+            as_asked,
+            prepared.base,
+            until,
+            emit,
+            should_stop,
+            pool or ComponentPool(),
+            report,
         )
     return project
 
@@ -133,6 +146,7 @@ def resume(
     emit: Emit = ignore,
     should_stop: ShouldStop = lambda: 0,
     pool: ComponentPool | None = None,
+    report: bool = True,
 ) -> Project:
     """Continues the newest unfinished run with the plan it was begun with, as far as it was asked to go.
 
@@ -147,11 +161,11 @@ def resume(
     with only_writer(project):
         state = read_state(project)
         if not state.runs:
-            raise InputError(f"{project.root} has no run to resume", f"attnbooth train {project.root}")
+            raise InputError(f"{project.root} has no run to resume", command("train", project.root))
         if not state.unfinished and state.runs[-1].status == "diverged":
             raise InputError(
                 f"the last run of {project.root}, {state.runs[-1].name}, diverged and cannot be continued",
-                f"attnbooth train {project.root} with a lower learning rate (--set train.STAGE.learning_rate=...)",
+                f"{command('train', project.root)} with a lower learning rate (--set train.STAGE.learning_rate=...)",
             )
         run = state.unfinished[-1] if state.unfinished else _last_real_run(state)
         plan = read_plan(RunFolder(project, run.name))
@@ -161,7 +175,7 @@ def resume(
             emit(_nothing_to_do(project, run))
             return project
         base = base_of_plan(plan)
-        _execute(project, manifest, run, plan, base, until, emit, should_stop, pool or ComponentPool())
+        _execute(project, manifest, run, plan, base, until, emit, should_stop, pool or ComponentPool(), report)
     return project
 
 
@@ -175,6 +189,7 @@ def _execute(
     emit: Emit,
     should_stop: ShouldStop,
     pool: ComponentPool,
+    report: bool,
 ) -> None:
     """Runs every stage that is still to do, then publishes."""
     started = time.monotonic()
@@ -228,8 +243,11 @@ def _execute(
             record(project, replace(run, stages=finished, status="unfinished"))
         if stage is not remaining[-1]:
             session.stop_if_asked()
+    page: Path | None = None
     if accelerator.is_main_process:
         _finish(session, run, finished)
+        if report:
+            page = _report(session, finished, picture_paths, time.monotonic() - started)
     accelerator.wait_for_everyone()
     emit(
         Finished(
@@ -239,6 +257,7 @@ def _execute(
             seconds=time.monotonic() - started,
             samples=tuple(session.samples),
             smoke=plan.smoke,
+            report=str(page) if page else None,
         )
     )
 
@@ -325,16 +344,43 @@ def _finish(session: Session, run: Run, finished: tuple[StageName, ...]) -> None
         shutil.rmtree(folder.stages / "unet", ignore_errors=True)
 
 
+def _report(
+    session: Session, finished: tuple[StageName, ...], picture_paths: list[Path], seconds: float
+) -> Path | None:
+    """Writes the page about the run. The concept is safe by now, so a page that cannot be made is no failure."""
+    try:
+        return write_training_report(
+            session.folder,
+            session.plan,
+            session.subject.placeholder,
+            finished,
+            picture_paths,
+            seconds,
+            is_current=(read_json_object(session.project.concept / concept.CARD) or {}).get("run")
+            == session.folder.name,
+        )
+    except (BoothError, OSError) as error:
+        session.emit(Warned(f"the report of the run could not be written ({error})"))
+        return None
+
+
 def _last_real_run(state: State) -> Run:
     """The newest run that is no smoke test, or the newest if all are."""
     return next((run for run in reversed(state.runs) if not run.smoke), state.runs[-1])
 
 
 def _nothing_to_do(project: Project, run: Run) -> Finished:
-    plan = read_plan(RunFolder(project, run.name))
-    remaining = tuple(stage.name for stage in plan.stages_until(None) if stage.name not in run.stages)
+    folder = RunFolder(project, run.name)
+    plan = read_plan(folder)
     return Finished(
-        run.name, str(project.concept), run.stages, 0.0, nothing_to_do=True, smoke=run.smoke, remaining=remaining
+        run.name,
+        str(project.concept),
+        run.stages,
+        0.0,
+        nothing_to_do=True,
+        smoke=run.smoke,
+        remaining=tuple(stage.name for stage in plan.stages_until(None) if stage.name not in run.stages),
+        report=str(folder.report) if folder.report.exists() else None,
     )
 
 

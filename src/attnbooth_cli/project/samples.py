@@ -35,10 +35,19 @@ def save_picture(folder: Path, stem: str, picture: Image.Image, metadata: Mappin
     info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", pnginfo=info)
+    return save_new(folder, stem, ".png", buffer.getvalue())
+
+
+def save_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    """Writes a file under the first name that is free, and returns where it is.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
     while True:
-        path = free_name(folder, stem, ".png")
+        path = free_name(folder, stem, suffix)
         try:
-            durable.write_new_bytes(path, buffer.getvalue())
+            durable.write_new_bytes(path, data)
         except FileExistsError:
             continue  # another process took the name in between
         return path

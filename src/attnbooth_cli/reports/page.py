@@ -32,7 +32,9 @@ BYTES_PER_PIXEL = 0.2
 """Of WebP at `QUALITY`, generously: photographs need about 0.1."""
 QUALITY = 85
 SMALL_SIDE = 96
-"""Pictures no larger than this are kept exactly: WebP's blur would be all one sees of them."""
+"""Pictures that are no larger than this are kept exactly: WebP's blur would be all one sees of them."""
+SMALL_BYTES = 14_000
+"""Of such a picture, generously; if they are too many for that, they are blurred after all."""
 
 
 def write_page(path: Path, template: str, scripts: Sequence[str] = (), **values: Any) -> Path:
@@ -68,16 +70,26 @@ def render(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
     )
 
 
-def embedded(picture: Path | Image.Image, side: int = LARGEST_SIDE) -> str:
-    """A picture as a data: address, made smaller where a side is longer than `side` pixels."""
+def embedded(picture: Path | Image.Image, side: int = LARGEST_SIDE, count: int = 1) -> str:
+    """A picture as a data: address, made smaller where a side is longer than `side` pixels.
+
+    Args:
+        count: How many pictures the page has.
+    """
     if isinstance(picture, Path):
         with Image.open(picture) as opened:
-            return embedded(opened.convert("RGB"), side)
+            return embedded(opened.convert("RGB"), side, count)
     shown = picture.copy()
     shown.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    shown.save(buffer, format="WEBP", quality=QUALITY, lossless=max(shown.size) <= SMALL_SIDE)
+    exact = is_small(picture) and count * SMALL_BYTES <= PICTURE_BYTES
+    shown.save(buffer, format="WEBP", quality=QUALITY, lossless=exact)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def is_small(picture: Image.Image) -> bool:
+    """Whether a picture is so small that it is shown enlarged, with its pixels sharp."""
+    return max(picture.size) <= SMALL_SIDE
 
 
 def side_for(count: int) -> int:
