@@ -37,6 +37,7 @@ from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, images_folder, open_project
 from attnbooth_cli.project.samples import free_name, save_picture, slug
+from attnbooth_cli.project.shell import generate_command
 from attnbooth_cli.reports import attention as drawn
 
 SCHEMA = 2
@@ -340,5 +341,9 @@ def _written(
     durable.write_text(folder / "attention.csv", findings.table(documents))
     page = None
     if options.report:
-        page = drawn.write_page(folder / "report.html", text, eyes, mine, report)
+        again = None
+        if options.picture is None:
+            settings = dataclasses.asdict(views.settings)
+            again = generate_command(project.root, text, seed=options.seed, stage=str(main.stage), **settings)
+        page = drawn.write_page(folder / "report.html", text, eyes, mine, report, again)
     return Inspection(folder, sheet, comparison, page, report)

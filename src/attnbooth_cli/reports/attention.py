@@ -109,11 +109,14 @@ def _aligned(columns: Sequence[str], words: Sequence[str]) -> list[str]:
     return [*placed, *free]
 
 
-def write_page(path: Path, prompt: str, views: Sequence[Seen], main: Seen, report: Mapping[str, Any]) -> Path:
+def write_page(
+    path: Path, prompt: str, views: Sequence[Seen], main: Seen, report: Mapping[str, Any], again: str | None
+) -> Path:
     """The page: explorer, numbers, film strip and comparison.
 
     Args:
         report: The JSON document of the inspection.
+        again: The command that makes the picture; None where it was there.
 
     Raises:
         ResourceError: it cannot be written.
@@ -133,6 +136,7 @@ def write_page(path: Path, prompt: str, views: Sequence[Seen], main: Seen, repor
         ("explorer.js",),
         title=f"Where “{prompt}” looks",
         report=report,
+        again=again,
         explorer={"peak": top, "main": views.index(main), "views": [_explored(view, len(views)) for view in views]},
         sheet=page.embedded(sheet(main, top), 1600),
         film=page.embedded(film(main), 1600),
