@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.browser import browser, check_page, needs_chromium, opened
+from tests.browser import check_page, needs_chromium, opened
 from tests.conftest import Cli
 
-__all__ = ["browser"]
 HOSTILE = 'a photo of a {} "on" <script>alert(1)</script> the \N{CAT FACE} beach'
 
 
