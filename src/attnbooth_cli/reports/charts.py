@@ -18,6 +18,8 @@ SMOOTHING = 0.9
 """Of the exponential moving average drawn over each curve: a loss of one step says little."""
 
 Points = Sequence[tuple[float, float]]
+Whiskers = Sequence[tuple[float, float, float]]
+"""(x, low, high): how sure the value at x is."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,14 @@ class Band:
 
 
 def line_chart(
-    title: str, series: Mapping[str, Points], *, log: bool = False, bands: Sequence[Band] = (), unit: str = "step"
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    log: bool = False,
+    bands: Sequence[Band] = (),
+    unit: str = "step",
+    marked: bool = False,
+    whiskers: Mapping[str, Whiskers] | None = None,
 ) -> Markup:
     """One or more curves: the values faint, their moving average strong.
 
@@ -39,6 +48,8 @@ def line_chart(
         log: Whether y is drawn on a logarithmic scale.
         bands: Stages, drawn as separate stretches; no average reaches across them.
         unit: What x counts.
+        marked: The values are few and each counts: dots joined by straight lines, and no average.
+        whiskers: Name -> intervals of its values, drawn as upright lines.
 
     Returns:
         An `<svg>` with the title and what it shows in words for those who cannot see it; a paragraph if there is
@@ -49,7 +60,9 @@ def line_chart(
     if not drawable:
         return Markup("<p>{}: nothing to draw.</p>").format(title)
     xs = [x for points in drawable.values() for x, _ in points]
-    ys = [y for points in drawable.values() for _, y in points]
+    sure = {name: its for name, its in (whiskers or {}).items() if name in drawable}
+    ends = [end for its in sure.values() for _, *both in its for end in both if _drawable(end, log)]
+    ys = [*ends, *(y for points in drawable.values() for _, y in points)]
     across = _scale(min([*xs, *(band.start for band in bands)]), max([*xs, *(band.end for band in bands)]), False)
     up = _scale(min(ys), max(ys), log)
 
@@ -80,9 +93,12 @@ def line_chart(
     for index, (name, points) in enumerate(drawable.items()):
         for stretch in _stretches(points, bands):
             raw = " ".join(place(x, y) for x, y in stretch)
-            smooth = " ".join(place(x, y) for x, y in _average(stretch))
-            parts.append(Markup('<polyline class="raw c{}" points="{}"/>').format(index, raw))
+            smooth = raw if marked else " ".join(place(x, y) for x, y in _average(stretch))
+            if not marked:
+                parts.append(Markup('<polyline class="raw c{}" points="{}"/>').format(index, raw))
             parts.append(Markup('<polyline class="smooth c{}" points="{}"/>').format(index, smooth))
+        parts.extend(_whisker(index, place(x, low), place(x, high)) for x, low, high in sure.get(name, ()))
+        parts.extend(_dot(index, place(x, y)) for x, y in points if marked)
         described.append(f"{name} from {_number(points[0][1])} to {_number(points[-1][1])}")
     legend = Markup("").join(
         Markup('<span class="key c{}">{}</span>').format(index, name) for index, name in enumerate(drawable)
@@ -92,6 +108,15 @@ def line_chart(
         '<figure class="chart"><figcaption>{}{} {}</figcaption><svg viewBox="0 0 {} {}" role="img" aria-label="{}">'
         "{}</svg></figure>"
     ).format(title, " (logarithmic)" if log else "", legend, WIDTH, HEIGHT, escape(words), Markup("").join(parts))
+
+
+def _whisker(index: int, low: str, high: str) -> Markup:
+    (x, bottom), (_, top) = low.split(","), high.split(",")
+    return Markup('<line class="whisker c{}" x1="{x}" x2="{x}" y1="{}" y2="{}"/>').format(index, bottom, top, x=x)
+
+
+def _dot(index: int, place: str) -> Markup:
+    return Markup('<circle class="dot c{}" cx="{}" cy="{}" r="4"/>').format(index, *place.split(","))
 
 
 def _drawable(value: float, log: bool) -> bool:
