@@ -27,7 +27,6 @@ from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, ignore
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project
-from attnbooth_cli.project.samples import free_name
 from attnbooth_cli.reports.curves import over_training
 
 SCHEMA = 2
@@ -224,15 +223,6 @@ def _written(bench: Bench, report: dict[str, Any]) -> Scores:
 
 
 def _write(project: Project, name: str, report: dict[str, Any]) -> Path:
-    with durable.explained_write(project.evaluation):
-        durable.make_directory(project.evaluation)
-        while True:
-            folder = free_name(project.evaluation, name, "")
-            try:
-                folder.mkdir()  # claims it: another evaluation may end at the same time
-            except FileExistsError:
-                continue
-            break
-    path = folder / REPORT
+    path = durable.claim_directory(project.evaluation, name) / REPORT
     durable.write_text(path, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
     return path

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnbooth_cli.project import durable
+from attnbooth_cli.project.pictures import load
 from attnbooth_cli.reports import page
 from attnbooth_cli.reports.cells import Cell, Column, Rows, number, whole, words
 from attnbooth_cli.reports.charts import Band, line_chart
@@ -70,7 +72,7 @@ def write_eval_page(
         protocol=_protocol(report),
         details=_details(report),
         references=[
-            {"src": page.embedded(project / name, side), "name": Path(name).name, "id": f"reference-{index}"}
+            {"src": page.embedded(load(project / name), side), "name": Path(name).name, "id": f"reference-{index}"}
             for index, name in enumerate(references)
         ],
         groups=_groups(report),
@@ -89,14 +91,17 @@ def write_eval_page(
     )
 
 
-def write_comparison_page(folder: Path, comparison: Sequence[Mapping[str, Any]], not_compared: str | None) -> Path:
+def write_comparison_page(evaluation: Path, comparison: Sequence[Mapping[str, Any]], not_compared: str | None) -> Path:
     """Writes a page that holds the comparison of several evaluations alone.
+
+    Args:
+        evaluation: The `eval/` of one of the projects; the page gets a new folder in it.
 
     Raises:
         ResourceError: it cannot be written.
     """
     return page.write_page(
-        folder / PAGE,
+        durable.claim_directory(evaluation, "comparison") / PAGE,
         "comparison.html",
         title="Scores side by side",
         comparison=compared(comparison),
