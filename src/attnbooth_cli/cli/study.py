@@ -48,7 +48,8 @@ def run_tally(console: Console, files: Sequence[Path]) -> int:
     from attnbooth_cli.engine.tally import tally
 
     found = tally(files)
-    console.document("tally", None, None, **dataclasses.asdict(found))
+    parties = {"a": found.a.model_dump(), "b": found.b.model_dump()}
+    console.document("tally", None, None, **{**dataclasses.asdict(found), **parties})
     for line in _lines(found):
         console.result(printable(line))
     if len(found.participants) < FEW:

@@ -101,7 +101,9 @@ def line_chart(
         parts.extend(_dot(index, place(x, y)) for x, y in points if marked)
         described.append(f"{name} from {_number(points[0][1])} to {_number(points[-1][1])}")
     legend = Markup("").join(
-        Markup('<span class="key c{}">{}</span>').format(index, name) for index, name in enumerate(drawable)
+        Markup('<span class="key c{}">{}</span>').format(index, name)
+        for index, name in enumerate(drawable)
+        if len(drawable) > 1 or not marked
     )
     words = f"{title} by {unit}: {'; '.join(described)}"
     return Markup(

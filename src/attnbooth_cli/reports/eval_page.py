@@ -339,17 +339,18 @@ def _bands(moments: Sequence[Mapping[str, Any]]) -> list[Band]:
 def _moments(over_training: Mapping[str, Any] | None) -> Rows | None:
     if over_training is None:
         return None
+    measured = [name for name in CURVES if any(its["overall"].get(name) for its in over_training["moments"])]
     rows = []
     for place, moment in enumerate(over_training["moments"]):
         overall = moment["overall"]
         cells = [Cell(moment["name"], place)]
-        for measure in CURVES:
+        for measure in measured:
             its = overall.get(measure)
             cells += [number(its["mean"]), _between(its)] if its else [words(""), words("")]
         copies = overall["copies"]
         here = "concept/" if moment["name"] == over_training["current"] else ""
         rows.append([*cells, whole(copies["count"]), words(here)])
     columns = [Column("moment")]
-    for measure in CURVES:
+    for measure in measured:
         columns += [Column(measure, True), Column("95 % interval", True)]
     return Rows([*columns, Column("copies", True), Column("is now")], rows)
