@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,10 +37,10 @@ def run_study(console: Console, projects: Sequence[Path], asked: Callable[[], Ev
     console.document("study", None, None, study=fields.pop("id"), a=first, b=second, **fields)
     pairs = "1 question" if study.questions == 1 else f"{study.questions} questions"
     console.result(f"a study with {pairs}; give this page, and nothing else, to participants:")
-    console.result(f"  {study.page}")
+    console.result(printable(f"  {study.page}"))
     console.result("keep the key, which says whose each picture is:")
-    console.result(f"  {study.key}")
-    console.result(f"with their answers:  attnbooth eval --tally {study.key} ANSWERS...")
+    console.result(printable(f"  {study.key}"))
+    console.result(printable(f"with their answers:  attnbooth eval --tally {shlex.quote(str(study.key))} ANSWERS..."))
     return 0
 
 
