@@ -150,7 +150,7 @@ def compared(comparison: Sequence[Mapping[str, Any]]) -> Rows | None:
             its = row["differences"].get(measure)
             cells += [number(row["values"][measure]), number(its and its["mean"], signed=True), _interval(its)]
         its = row["differences"].get("identity")
-        rows.append([*cells, whole(its["prompts"]) if its else words("the first")])
+        rows.append([*cells, whole(its["prompts"]) if its else words("")])
     return Rows(columns, rows)
 
 
