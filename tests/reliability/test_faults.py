@@ -14,11 +14,13 @@ import pytest
 from tests.conftest import Cli, leftovers, quick, weights
 from tests.reliability.faults import Died, Kind, faults, spread
 
-TWO_STEPS = tuple(
-    f"--set=train.{stage}.{key}={value}"
-    for stage in ("embedding", "attention", "unet")
-    for key, value in {"steps": 2, "batch_size": 1}.items()
-) + ("--set=train.checkpoint_every=1", "--set=train.save_precision=float32", "--set=train.snapshot_every=1")
+TWO_STEPS = (
+    *(f"--set=train.{stage}.steps=2" for stage in ("embedding", "attention", "unet")),
+    *(f"--set=train.{stage}.batch_size=1" for stage in ("embedding", "attention", "unet")),
+    "--set=train.checkpoint_every=1",
+    "--set=train.snapshot_every=1",
+    "--set=train.save_precision=float32",
+)
 TODAY = datetime.now(UTC).toordinal()
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnbooth_cli.cli import options
-from attnbooth_cli.cli.console import Console, printable
-from attnbooth_cli.cli.each import each_project, in_one_document
+from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.scoring import run_scoring
+from attnbooth_cli.cli.study import run_study, run_tally
+from attnbooth_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from attnbooth_cli.engine.comparison import Difference, Row
-    from attnbooth_cli.engine.evaluation import OverTraining, Scores
+    from attnbooth_cli.engine.question import EvalOptions
 
 
 def evaluate(
-    projects: options.Projects,
+    projects: Annotated[
+        list[Path],
+        typer.Argument(help="One or more concept projects; with --tally, files of answers.", show_default=False),
+    ],
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -50,6 +53,16 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="An earlier report, to compare with; may be repeated.", metavar="SCORES.JSON"),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write an HTML page of each project, and of their comparison.")
+    ] = False,
+    study: Annotated[
+        bool, typer.Option("--study", help="Write a blind page on which people choose between two projects instead.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="With --study: a new folder for it.", metavar="DIR")] = None,
+    tally: Annotated[
+        bool, typer.Option("--tally", help="Count the answers to a study, given as files in place of projects.")
+    ] = False,
     min_identity: Annotated[float | None, typer.Option(help="Exit with 3 if identity is below.")] = None,
     min_text: Annotated[float | None, typer.Option(help="Exit with 3 if text similarity is below.")] = None,
     max_drift: Annotated[float | None, typer.Option(help="Exit with 3 if drift is above.")] = None,
@@ -59,120 +72,46 @@ def evaluate(
     verbose: options.Verbose = False,
 ) -> int:
     """Score the concept: does it look like the pictures, and do the pictures follow the prompts?"""
-    from attnbooth_cli.cli.progress import shown
-    from attnbooth_cli.cli.signals import stop_at_once
     from attnbooth_cli.engine.gates import Gates
     from attnbooth_cli.engine.protocols import check_protocol, prompts_named
 
     console = Console(json, quiet, verbose)
+    scored: dict[str, object] = {
+        "--report": report, "--checkpoints": checkpoints, "--baseline": baseline, "--against": against, "--clip": clip,
+        "--dino": dino, "--untuned-pictures": untuned_pictures, "--min-identity": min_identity is not None,
+        "--min-text": min_text is not None, "--max-drift": max_drift is not None,
+    }  # fmt: skip
+    if tally:
+        asking: dict[str, object] = {
+            "--study": study, "--out": out, "--prompts": prompts, "-n": n is not None, "--stage": stage,
+            "--protocol": protocol != "attnbooth", "--seed": seed,
+        }  # fmt: skip
+        _leave_out("--tally", scored | asking)
+        return run_tally(console, projects)
     check_protocol(protocol)
     gates = Gates(min_identity, min_text, max_drift, drift)
     texts, prompt_set = prompts_named(prompts)
-    from attnbooth_cli.engine import evaluation  # torch, which a mistake need not wait for
-    from attnbooth_cli.engine.comparison import side_by_side
-    from attnbooth_cli.engine.question import EvalOptions
 
-    asked = EvalOptions(
-        protocol, texts, prompt_set, n, seed, clip, dino, stage, drift, baseline, untuned_pictures, device or "auto"
+    def asked() -> EvalOptions:
+        from attnbooth_cli.engine.question import EvalOptions
+
+        return EvalOptions(
+            protocol, texts, prompt_set, n, seed, clip, dino, stage, drift, baseline, untuned_pictures, device or "auto"
+        )
+
+    if study:
+        _leave_out("--study", scored)
+        if len(projects) != 2:
+            raise InputError(f"--study needs two projects, not {len(projects)}", "attnbooth eval --study ONE OTHER")
+        return run_study(console, projects, asked, out)
+    if out:
+        raise InputError("--out is where --study writes, and there is no --study", "leave out one of them")
+    return run_scoring(
+        console, projects, asked, against=against or (), gates=gates, checkpoints=checkpoints, report=report
     )
-    reports = {str(path): evaluation.read_report(path) for path in against or ()}
-    results: list[dict[str, Any]] = []
-
-    def one(root: Path) -> None:
-        with stop_at_once(), shown(console) as emit:
-            over_training = evaluation.evaluate_over_training(root, asked, emit=emit) if checkpoints else None
-            found = over_training.concept if over_training else evaluation.evaluate(root, asked, emit=emit)
-        document = {name: value for name, value in found.report.items() if name != "schema"}
-        results.append({"project": str(root), **document, "report": str(found.path)})
-        reports[str(root)] = found.report
-        if over_training:
-            results[-1]["over_training"] = {
-                **over_training.report, "report": str(over_training.path), "plot": str(over_training.plot),
-            }  # fmt: skip
-        for line in (*(_over_training(root, over_training) if over_training else ()), *_scores(found)):
-            console.result(printable(line))
-        gates.check(found.identity, found.text, found.drift)
-
-    code = each_project(console, projects, one, in_one_document(console, results, len(projects)))
-    table, why_not = side_by_side(reports)
-    for line in _comparison(table):
-        console.result(printable(line))
-    if why_not:
-        console.warning(f"no comparison: {why_not}")
-    extra: dict[str, Any] = {"comparison": [dataclasses.asdict(row) for row in table]} if table else {}
-    if why_not:
-        extra = {"comparison": None, "not_compared": why_not}
-    if len(projects) == 1 and results:
-        head = {"project": None, "run": None, **results[0], **extra}
-        console.document("eval", head.pop("project"), head.pop("run"), exit_code=code, **head)
-    elif len(projects) > 1:
-        console.document("eval", None, None, exit_code=code, results=results, **extra)
-    return code
 
 
-def _scores(scores: Scores) -> Iterator[str]:
-    report = scores.report
-    protocol, overall, references = report["protocol"], report["overall"], report["references"]
-    for name, what in _SHOWN.items():
-        if found := overall.get(name):
-            between = f"{found['low']:.4f} to {found['high']:.4f}" if found["low"] is not None else ""
-            yield f"{name:18}{found['mean']:8.4f}  {between:18}{what}"
-    copies = overall["copies"]
-    yield f"{'copies':18}{copies['count']:8d}  {'':18}of {copies['of']} pictures"
-    if references["identity"] is not None:
-        yield f"  the {references['count']} training pictures among themselves: identity {references['identity']:.4f}"
-    if untuned := report.get("untuned"):
-        yield "  the untuned model: " + ", ".join(f"{name} {its['mean']:.4f}" for name, its in untuned.items() if its)
-    yield (
-        f"  {protocol['name']}: judge {protocol['judge']['ref']}, {protocol['prompts']} prompts x "
-        f"{protocol['pictures_per_prompt']}, {protocol['scheduler']}, {protocol['steps']} steps"
-    )
-    yield f"  run {report['run']}, after step {report['step']} of stage {report['stage']}"
-    yield "  identity    text  prompt"
-    for row in report["per_prompt"]:
-        yield f"  {row['identity']:8.4f}{row['text']:8.4f}  {row['prompt']}"
-    yield f"  {scores.path}"
-
-
-def _over_training(root: Path, found: OverTraining) -> Iterator[str]:
-    yield f"{'moment':18}identity    text   drift"
-    for row in found.report["moments"]:
-        drift = row["overall"].get("drift")
-        mark = "  <- concept/" if row["name"] == found.report["current"] else ""
-        moved = f"{drift['mean']:8.4f}" if drift else " " * 8
-        yield f"{row['name']:18}{row['identity']:8.4f}{row['text']:8.4f}{moved}{mark}"
-    yield f"  {found.plot}"
-    yield f"  {found.path}"
-    yield f"take another:  attnbooth take {root} MOMENT"
-
-
-def _comparison(table: tuple[Row, ...]) -> Iterator[str]:
-    if table:
-        yield "compared with the first, over the same prompts and seeds"
-        yield f"  {'identity':>8} {'difference':>27} {'text':>8} {'difference':>27}"
-    for row in table:
-        cells = [f"{row.values[name]:8.4f} {_change(row.differences.get(name)):>27}" for name in ("identity", "text")]
-        yield f"  {' '.join(cells)}"
-        yield f"    {row.name}"
-    if table:
-        yield "  * the 95 % interval leaves out zero"
-
-
-def _change(difference: Difference | None) -> str:
-    """A difference with its interval, and a star if that leaves out zero."""
-    if difference is None:
-        return ""
-    its = difference.interval
-    between = f" ({its.low:+.4f}, {its.high:+.4f})" if its else ""
-    return f"{difference.mean:+.4f}{between}{'*' if difference.clear else ' '}"
-
-
-_SHOWN = {
-    "identity": "like the training pictures",
-    "held-out identity": "like pictures held out",
-    "dino identity": "the same, by DINO",
-    "text": "like the prompt",
-    "survival": "like it, the concept left out",
-    "diversity": "among pictures of one prompt",
-    "drift": "of other prompts",
-}
+def _leave_out(flag: str, others: Mapping[str, object]) -> None:
+    """Refuses options that mean nothing beside `flag`: each with its value, which is falsy where it was not given."""
+    if given := [name for name, value in others.items() if value]:
+        raise InputError(f"{flag} goes without {', '.join(given)}", f"leave out {'it' if len(given) == 1 else 'them'}")

@@ -19,7 +19,6 @@ from attnbooth_cli.engine.alterations import ALTERATIONS
 from attnbooth_cli.engine.bench import Bench, as_array, open_bench
 from attnbooth_cli.engine.concept import Card
 from attnbooth_cli.engine.families import ComponentPool
-from attnbooth_cli.engine.generation import load_base, load_concept
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.prompts import DRIFT
 from attnbooth_cli.engine.question import EvalOptions
@@ -28,7 +27,6 @@ from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, ignore
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project
-from attnbooth_cli.project.samples import free_name
 from attnbooth_cli.reports.curves import over_training
 
 SCHEMA = 2
@@ -82,8 +80,9 @@ def evaluate(
     """
     options = options or EvalOptions()
     bench = open_bench(root, options, emit, concept.read_card, pool or ComponentPool())
-    concept.verify(bench.card, f"restore it from a copy, or attnbooth train {bench.project.root} --restart")
-    return _written(bench, _score(bench, bench.card, bench.card.stage(options.stage)))
+    card = bench.sitting.card
+    concept.verify(card, f"restore it from a copy, or attnbooth train {bench.project.root} --restart")
+    return _written(bench, _score(bench, card, card.stage(options.stage)))
 
 
 def evaluate_over_training(
@@ -104,7 +103,7 @@ def evaluate_over_training(
         return snapshots.present(project) or found[-1].card
 
     bench = open_bench(root, options, emit, newest_card, ComponentPool(keep=True))
-    last = snapshots.current(bench.card)
+    last = snapshots.current(bench.sitting.card)
     reports = {moment.name: _score(bench, moment.card, moment.stage) for moment in found}
     shared, row = (
         ("schema", "protocol", "run", "smoke", "base", "references"),
@@ -117,7 +116,7 @@ def evaluate_over_training(
         "moments": rows,
         "made": sum(found["made"] for found in reports.values()),
     }
-    path = _write(bench.project, f"{bench.card.run}-over-training", report)
+    path = _write(bench.project, f"{bench.sitting.card.run}-over-training", report)
     plot = path.with_name("over-training.png")
     durable.write_bytes(plot, over_training(rows))
     return OverTraining(_written(bench, reports[last]), report, path, plot)
@@ -156,23 +155,14 @@ def _refuse(constant: str) -> None:
 
 def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
     """The report of one moment."""
-    question, options = bench.question, bench.options
+    sitting = bench.sitting
+    question, options = sitting.question, sitting.options
     asked = [card.placeholder.prompt(text) for text in question.prompts]
-    about = [text.format(category=card.placeholder.category) for text in DRIFT[bench.base.entry.eval_prompts]]
+    about = [text.format(category=card.placeholder.category) for text in DRIFT[sitting.base.entry.eval_prompts]]
     others = about if options.drift else []
     plain = list(bench.texts.full) if options.baseline else []
-    untuned, made_untuned = bench.pictures(
-        {},
-        [*plain, *others],
-        lambda: load_base(bench.base, options.device, "auto", bench.pool),
-        options.untuned_pictures or bench.project.evaluation / "pictures",
-    )
-    paths, made = bench.pictures(
-        _subject(card, stage),
-        [*asked, *others],
-        lambda: load_concept(bench.project, card, stage, options.device, "auto", bench.emit, bench.pool).components,
-        bench.project.evaluation / "pictures",
-    )
+    untuned, made_untuned = sitting.untuned_pictures([*plain, *others])
+    paths, made = sitting.pictures_of(card, stage, [*asked, *others])
     own, moved = paths[: len(asked)], paths[len(asked) :]
     report = {
         "schema": SCHEMA,
@@ -183,9 +173,11 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
         "step": card.steps(stage),
         "smoke": card.smoke,
         "base": card.document["base"],
+        "device": str(sitting.device),
         "pictures": [path.relative_to(bench.project.root).as_posix() for its in own for path in its],
         "made": made + made_untuned,
     }
+    report["references"]["pictures"] = [path.relative_to(bench.project.root).as_posix() for path in bench.references]
     for name, judge, references in (
         ("held-out identity", bench.clip, bench.held_out),
         ("dino identity", bench.dino, bench.references),
@@ -199,6 +191,11 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
         pairs = zip(untuned[len(plain) :], moved, strict=True)
         values = np.stack([scores.drift(*(bench.features(bench.clip, row) for row in pair)) for pair in pairs])
         report["overall"]["drift"] = summary(values)
+        report["drift_pairs"] = [
+            {"prompt": prompt, "seed": seed, "drift": float(value)}
+            for prompt, row in zip(others, values, strict=True)
+            for seed, value in zip(question.seeds, row, strict=True)
+        ]
     if plain:
         found = _clip_scores(bench, untuned[: len(plain)])["overall"]
         report["untuned"] = {name: found[name] for name in ("identity", "text", "survival", "diversity")}
@@ -215,11 +212,7 @@ def _clip_scores(bench: Bench, paths: Sequence[Sequence[Path]]) -> dict[str, Any
         as_array(judge.texts(texts.full)),
         as_array(judge.texts([rest or "" for rest in texts.rest])),
     )
-    return clip_scores(bench.question, texts, found, [path.name for path in bench.references])
-
-
-def _subject(card: Card, stage: StageName) -> dict[str, Any]:
-    return {"digest": card.document["digest"], "run": card.run, "stage": stage, "files": card.document["files"]}
+    return clip_scores(bench.sitting.question, texts, found, [path.name for path in bench.references])
 
 
 def _written(bench: Bench, report: dict[str, Any]) -> Scores:
@@ -230,15 +223,6 @@ def _written(bench: Bench, report: dict[str, Any]) -> Scores:
 
 
 def _write(project: Project, name: str, report: dict[str, Any]) -> Path:
-    with durable.explained_write(project.evaluation):
-        durable.make_directory(project.evaluation)
-        while True:
-            folder = free_name(project.evaluation, name, "")
-            try:
-                folder.mkdir()  # claims it: another evaluation may end at the same time
-            except FileExistsError:
-                continue
-            break
-    path = folder / REPORT
+    path = durable.claim_directory(project.evaluation, name) / REPORT
     durable.write_text(path, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
     return path

@@ -77,6 +77,27 @@ def make_directory(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
 
 
+def claim_directory(parent: Path, stem: str, *, always_numbered: bool = False) -> Path:
+    """Makes a new folder `stem`, or `stem-2`, `stem-3`, ..., so that nobody else takes it.
+
+    Args:
+        always_numbered: Begin with `stem-1`.
+
+    Raises:
+        ResourceError: disk full, quota, read-only or permission denied.
+    """
+    with explained_write(parent):
+        make_directory(parent)
+        number = 1
+        while True:
+            folder = parent / (stem if number == 1 and not always_numbered else f"{stem}-{number}")
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                number += 1
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` by `data`, durably.
 

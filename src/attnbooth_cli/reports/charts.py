@@ -25,6 +25,8 @@ TICK_ROOM, LETTER = 40.0, 6.2
 """The width of a tick's label with some air, and of a letter."""
 
 Points = Sequence[tuple[float, float]]
+Whiskers = Sequence[tuple[float, float, float]]
+"""(x, low, high): how sure the value at x is."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,14 @@ class Stretch:
 
 
 def line_chart(
-    title: str, series: Mapping[str, Points], *, log: bool = False, bands: Sequence[Band] = (), unit: str = "step"
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    log: bool = False,
+    bands: Sequence[Band] = (),
+    unit: str = "step",
+    marked: bool = False,
+    whiskers: Mapping[str, Whiskers] | None = None,
 ) -> Markup:
     """One or more curves: the values faint, their moving average strong.
 
@@ -65,6 +74,8 @@ def line_chart(
         bands: Stages in order, drawn as separate stretches, each with a scale of its own: a short one would vanish
             beside a long one. Their ticks count from their starts, and no average reaches across them.
         unit: What x counts.
+        marked: The values are few and each counts: dots joined by straight lines, and no average.
+        whiskers: Name -> intervals of its values, drawn as upright lines.
 
     Returns:
         An `<svg>` with the title and what it shows in words for those who cannot see it; a paragraph if there is
@@ -75,7 +86,9 @@ def line_chart(
     if not drawable:
         return Markup("<p>{}: nothing to draw.</p>").format(title)
     xs = [x for points in drawable.values() for x, _ in points]
-    ys = [y for points in drawable.values() for _, y in points]
+    sure = {name: its for name, its in (whiskers or {}).items() if name in drawable}
+    ends = [end for its in sure.values() for _, *both in its for end in both if _drawable(end, log)]
+    ys = [*ends, *(y for points in drawable.values() for _, y in points)]
     axis = _axis(bands) if bands else [Stretch(Band("", min(xs), max(xs)), LEFT, WIDTH - RIGHT, True)]
     up = _scale(min(ys), max(ys), log)
 
@@ -94,15 +107,22 @@ def line_chart(
         parts.extend(_labels(stretch, named=bool(bands)))
     described = []
     for index, (name, points) in enumerate(drawable.items()):
+        colour = index % COLOURS
         for stretch in axis:
             held = [(x, y) for x, y in points if stretch.holds(x)]
-            raw, smooth = _columns(stretch, held), _columns(stretch, _average(held))
-            for kind, placed in (("raw", raw), ("smooth", smooth)):
+            raw, smooth = _columns(stretch, held), _columns(stretch, held if marked else _average(held))
+            for kind, placed in (("raw", raw), ("smooth", smooth))[marked:]:
                 corners = " ".join(f"{x:.1f},{height(y):.1f}" for x, y in placed)
-                parts.append(Markup('<polyline class="{} c{}" points="{}"/>').format(kind, index % COLOURS, corners))
+                parts.append(Markup('<polyline class="{} c{}" points="{}"/>').format(kind, colour, corners))
+            for x, low, high in sure.get(name, ()):
+                if stretch.holds(x):
+                    parts.append(_whisker(colour, stretch.place(x), height(low), height(high)))
+            parts.extend(_dot(colour, stretch.place(x), height(y)) for x, y in held if marked)
         described.append(f"{name} from {_number(points[0][1])} to {_number(points[-1][1])}")
     legend = Markup("").join(
-        Markup('<span class="key c{}">{}</span>').format(index % COLOURS, name) for index, name in enumerate(drawable)
+        Markup('<span class="key c{}">{}</span>').format(index % COLOURS, name)
+        for index, name in enumerate(drawable)
+        if len(drawable) > 1 or not marked
     )
     words = f"{title} by {unit}: {'; '.join(described)}"
     return Markup(
@@ -160,6 +180,15 @@ def _columns(stretch: Stretch, points: Points) -> Iterator[tuple[float, float]]:
         extremes = {min(held, key=lambda point: point[1]), max(held, key=lambda point: point[1])}
         for x, y in sorted(extremes):
             yield stretch.place(x), y
+
+
+def _whisker(colour: int, x: float, low: float, high: float) -> Markup:
+    line = Markup('<line class="whisker c{}" x1="{x:.1f}" x2="{x:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
+    return line.format(colour, low, high, x=x)
+
+
+def _dot(colour: int, x: float, y: float) -> Markup:
+    return Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(colour, x, y)
 
 
 def _drawable(value: float, log: bool) -> bool:
