@@ -11,6 +11,7 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.prompt_files import read_prompts
 
@@ -80,5 +81,6 @@ def generate(
             console.result(str(picture.path))
         if made.grid:
             console.result(str(made.grid))
+        show_pictures(console, [made.grid] if made.grid else [picture.path for picture in made.pictures])
 
     return each_project(console, [project], one)

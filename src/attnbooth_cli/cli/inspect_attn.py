@@ -10,6 +10,7 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.project.project import open_project
 
 
@@ -55,5 +56,6 @@ def inspect_attn(
         for row in made.report["words"]:
             console.result(f"  {row['mean']:.4f}  {row['max']:.4f}  {row['word']}")
         console.result(str(made.sheet))
+        show_pictures(console, [made.sheet])
 
     return each_project(console, [project], one)

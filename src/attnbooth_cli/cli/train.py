@@ -14,6 +14,7 @@ from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
 from attnbooth_cli.cli.init import summary
+from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.events import Emit, Event, Finished, Started, Warned
 from attnbooth_cli.project.project import open_project
@@ -147,6 +148,7 @@ def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> 
         with shown(console) as show:
             one(root, _reporter(console, root, show, runs, finished), should_stop, pool)
         for event in finished:  # after the bars are gone
+            show_pictures(console, event.samples[-1:])
             for line in _summary(root, event):
                 console.result(line)
 
