@@ -19,6 +19,7 @@ from attnbooth_cli.engine.catalogue import BUNDLED, DEFAULT_MODEL
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures
+from attnbooth_cli.project.commands import command
 from attnbooth_cli.project.lock import locked
 from attnbooth_cli.project.manifest import check_category, check_token, manifest_text
 from attnbooth_cli.project.project import MANIFEST_NAME, Project, open_project
@@ -159,7 +160,7 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
         check_declaration(root, declaration)
         return None
     if not root.is_dir():
-        raise InputError(f"there is no folder {root}", f"attnbooth init {root} --category cat --images PHOTOS")
+        raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
     from attnbooth_cli.engine.devices import decided_by_main
 
     return decided_by_main(lambda: init(root, **dataclasses.asdict(declaration), emit=emit, bars=bars))
@@ -205,7 +206,7 @@ def _names(project: Project, base: BaseModel, declared: Declaration) -> tuple[st
     tokenizer = load_tokenizer(base)
     derived = declared.category is None
     category = declared.category or category_from_name(project.name)
-    ask = f"say what it is: attnbooth init {project.root} --category cat"
+    ask = f"say what it is: {command('init', project.root, '--category', 'cat')}"
     if category is None:
         raise InputError(f"the folder's name {project.name!r} does not say what the concept is", ask)
     category = _checked("--category", check_category, category)
@@ -235,7 +236,7 @@ def _require_place(project: Project, force: bool) -> None:
     if project.manifest.exists() and not force:
         raise InputError(
             f"{project.root} is a project already ({MANIFEST_NAME} exists)",
-            f"attnbooth train {project.root}, or init with --force to write a new manifest",
+            f"{command('train', project.root)}, or init with --force to write a new manifest",
         )
 
 
@@ -264,6 +265,8 @@ def _made_or_removed(root: Path) -> Iterator[None]:
 def _own_pictures(project: Project) -> Path:
     """Where an in-place `init` takes pictures from."""
     if not project.root.is_dir():
-        raise InputError("no pictures were given", f"attnbooth init {project.root} --images FOLDER --category cat")
+        raise InputError(
+            "no pictures were given", command("init", project.root, "--images", "FOLDER", "--category", "cat")
+        )
     images = project.root / "images"
     return images if images.is_dir() and any(images.iterdir()) else project.root

@@ -21,6 +21,7 @@ from attnbooth_cli.engine.plan import Plan, differences, plan_from_json, plan_js
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.events import Emit, Event
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.commands import command
 from attnbooth_cli.project.lock import locked
 from attnbooth_cli.project.project import Project
 from attnbooth_cli.project.state import Run, State, new_run_name, now, read_json_object, read_state, write_state
@@ -90,7 +91,7 @@ def read_plan(folder: RunFolder) -> Plan:
     document = read_json_object(folder.plan)
     if document is None or "plan" not in document:
         raise DamagedError(
-            f"{folder.plan} is missing or damaged", f"begin again: attnbooth train {folder.project.root} --restart"
+            f"{folder.plan} is missing or damaged", f"begin again: {command('train', folder.project.root, '--restart')}"
         )
     return plan_from_json(json.dumps(document["plan"]), str(folder.plan))
 
@@ -117,7 +118,8 @@ def run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
         changed = differences(read_plan(RunFolder(project, others[-1].name)), plan)
         raise InputError(
             f"{project.root} has an unfinished run {others[-1].name} with other settings ({'; '.join(changed[:4])})",
-            f"attnbooth resume {project.root} continues it; attnbooth train {project.root} --restart begins anew",
+            f"{command('resume', project.root)} continues it; "
+            f"{command('train', project.root, '--restart')} begins anew",
         )
     return None
 

@@ -22,6 +22,7 @@ from attnbooth_cli.engine.tokens import write_rows
 from attnbooth_cli.engine.weights import all_finite
 from attnbooth_cli.errors import StoppedError
 from attnbooth_cli.events import Checkpointed, Emit, Sampled, Snapshotted, Stepped, Warned
+from attnbooth_cli.project.commands import command
 from attnbooth_cli.project.project import Project
 from attnbooth_cli.project.samples import save_picture
 
@@ -77,7 +78,7 @@ class Session:
 
     def stop(self, signal_number: int) -> NoReturn:
         """Ends the run after a signal; the state is saved already."""
-        raise StoppedError("everything is saved", f"attnbooth resume {self.project.root}", signal_number)
+        raise StoppedError("everything is saved", command("resume", self.project.root), signal_number)
 
     def stop_if_asked(self) -> None:
         """`stop` if a signal arrived."""

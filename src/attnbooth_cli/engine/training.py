@@ -71,6 +71,7 @@ from attnbooth_cli.events import (
     ignore,
 )
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.commands import command
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.state import Run, State, read_json_object, read_state
@@ -147,11 +148,11 @@ def resume(
     with only_writer(project):
         state = read_state(project)
         if not state.runs:
-            raise InputError(f"{project.root} has no run to resume", f"attnbooth train {project.root}")
+            raise InputError(f"{project.root} has no run to resume", command("train", project.root))
         if not state.unfinished and state.runs[-1].status == "diverged":
             raise InputError(
                 f"the last run of {project.root}, {state.runs[-1].name}, diverged and cannot be continued",
-                f"attnbooth train {project.root} with a lower learning rate (--set train.STAGE.learning_rate=...)",
+                f"{command('train', project.root)} with a lower learning rate (--set train.STAGE.learning_rate=...)",
             )
         run = state.unfinished[-1] if state.unfinished else _last_real_run(state)
         plan = read_plan(RunFolder(project, run.name))
