@@ -15,7 +15,7 @@ from attnbooth_cli.cli import generate, inspect_attn, train
 from attnbooth_cli.cli.inline import fitted_size
 from attnbooth_cli.cli.terminal import Graphics
 from tests import terminal
-from tests.conftest import SHORT, Cli
+from tests.conftest import Cli
 from tests.terminal import KITTY, PLAIN, SILENT, SIXEL, on_terminal
 
 SHOW = """
@@ -136,12 +136,12 @@ def test_what_each_command_shows(cli: Cli, project: Path, monkeypatch: pytest.Mo
     shown: list[list[str]] = []
     for module in (generate, inspect_attn, train):
         monkeypatch.setattr(module, "show_pictures", lambda _, paths: shown.append([Path(p).name for p in paths]))
-    assert cli("train", project, *SHORT).code == 0
+    assert cli("train", project, "--smoke").code == 0
     assert cli("generate", project, "a {}", "--steps", 1, "-n", 2).code == 0
     assert cli("generate", project, "a {}", "--steps", 1, "-n", 2, "--grid").code == 0
     assert cli("inspect-attn", project, "a {}").code == 0
     sample, pictures, grid, sheet = shown
-    assert sample == ["001-attndreambooth-unet.png"]
+    assert sample == ["001-attndreambooth-smoke-unet.png"]
     assert pictures == ["a-mushroom-0.png", "a-mushroom-1.png"]
     assert grid == ["grid-a-mushroom.png"]
     assert sheet == ["sheet.png"]
