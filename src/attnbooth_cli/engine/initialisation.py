@@ -16,6 +16,7 @@ from typing import Any
 
 from attnbooth_cli.engine.base_models import BaseModel, resolve, resolve_judge
 from attnbooth_cli.engine.catalogue import BUNDLED, DEFAULT_MODEL
+from attnbooth_cli.engine.vocabulary import is_known, known_nouns
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures
@@ -119,6 +120,8 @@ def init(
     if base.kind == "hub":
         _fetch_judge(base, emit, bars=bars)
     category, token, pieces, derived = _names(project, base, Declaration(category, model, token, resolution))
+    if not is_known(base.entry, category):
+        emit(Warned(f"the base model was not trained on a {category!r}; {known_nouns(base.entry, category)}"))
     for warning in pictures.warnings_about(survey, resolution or base.resolution):
         emit(Warned(warning))
     with _made_or_removed(project.root), locked(project.root):
@@ -210,9 +213,13 @@ def _names(project: Project, base: BaseModel, declared: Declaration) -> tuple[st
     if category is None:
         raise InputError(f"the folder's name {project.name!r} does not say what the concept is", ask)
     category = _checked("--category", check_category, category)
+    instead = known_nouns(base.entry, category)
     if derived and not _well_known(tokenizer, category):
-        raise InputError(f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows", ask)
-    pieces = category_pieces(tokenizer, category)
+        raise InputError(
+            f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows",
+            f"{ask}; {instead}" if instead else ask,
+        )
+    pieces = category_pieces(tokenizer, category, instead)
     token = _checked("--token", check_token, declared.token or f"<{slug(project.name, 40)}>")
     require_new_token(tokenizer, placeholder(token, 1, category))
     return category, token, pieces, derived

@@ -17,6 +17,7 @@ from attnbooth_cli.engine.maps import MapRecorder, find_words, word_maps
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.sampling import Request, sample
 from attnbooth_cli.engine.tokens import maximum_length
+from attnbooth_cli.engine.vocabulary import warn_of_unknown_words
 from attnbooth_cli.engine.weights import write_tensors
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Advanced, Emit, ignore
@@ -71,6 +72,7 @@ def inspect_attention(
     loaded = load_concept(project, card, stage, device, "auto", emit)
     (encoder,) = loaded.components.text_encoders
     warn_of_long_prompts(loaded, [text], emit)
+    warn_of_unknown_words(encoder.tokenizer, card.placeholder.token, [prompt], emit)
     length = maximum_length(encoder.tokenizer, encoder.model)
     chosen = find_words(encoder.tokenizer, card.placeholder, text, length, words)
     settings = settings_for(loaded.card, loaded.base)
