@@ -241,6 +241,14 @@ def test_a_prompt_whose_concept_is_cut_off_is_refused(cli: Cli, trained: Path) -
     assert len(list((trained / "samples").iterdir())) == 3  # not even the first prompt was begun
 
 
+def test_words_the_base_model_does_not_know_are_pointed_out(cli: Cli, trained: Path) -> None:
+    prompt = "a zebra beside a {} on a beach"
+    for command in (("generate", trained, prompt, "--steps", 1, "-n", 2), ("inspect-attn", trained, prompt)):
+        done = cli(*command)
+        assert done.code == 0
+        assert done.err.count("note: the base model does not know 'zebra'\n") == 1
+
+
 def test_before_training(cli: Cli, project: Path) -> None:
     before = snapshot(project)
     for command in (("generate", project, BEACH), ("eval", project), ("inspect-attn", project, BEACH)):

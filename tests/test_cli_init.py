@@ -107,6 +107,20 @@ def test_a_category_that_will_not_do(cli: Cli, tmp_path: Path, category: str, wh
     assert not root.exists()
 
 
+def test_an_unknown_category_is_answered_with_what_the_bundled_model_knows(cli: Cli, tmp_path: Path) -> None:
+    given, root = pictures(tmp_path / "in"), tmp_path / "felix"
+    flags = ("--images", given, "--model", "tiny")
+    refused = cli("init", root, *flags, "--category", "zebra")
+    assert refused.code == 2
+    assert "tiny knows: cat, dog, rabbit" in refused.err.splitlines()[-1]
+    derived = cli("init", tmp_path / "my_zebra", *flags)
+    assert derived.code == 2
+    assert "tiny knows: cat, dog, rabbit" in derived.err.splitlines()[-1]
+    odd = cli("init", root, *flags, "--category", "bear")  # a word, though of teddy bears only
+    assert odd.code == 0
+    assert "note: the base model was not trained on a 'bear'; tiny knows: cat" in odd.err
+
+
 def test_a_category_of_several_words_says_which_piece_the_token_starts_from(cli: Cli, tmp_path: Path) -> None:
     """Users are surprised that an initialiser of several tokens is refused, or used without a word about how."""
     root = tmp_path / "felix"

@@ -6,9 +6,11 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from attnbooth_cli.cli.layout import path_lines, width_of, wrapped
 from attnbooth_cli.errors import BoothError
 
 SCHEMA = 1
@@ -44,6 +46,16 @@ class Console:
         if not self.json:
             print(text, flush=True)
 
+    def results(self, lines: Iterable[str]) -> None:
+        """Several such lines."""
+        for line in lines:
+            self.result(line)
+
+    @property
+    def width(self) -> int:
+        """Columns for results."""
+        return width_of(sys.stdout)
+
     def document(self, event: str, project: object, run: str | None, **fields: Any) -> None:
         """One JSON object on stdout."""
         if self.json:
@@ -51,9 +63,14 @@ class Console:
             print(json.dumps({**head, **fields}, ensure_ascii=False, default=str), flush=True)
 
     def message(self, text: str) -> None:
-        """Something the person should know, on stderr."""
+        """Something the person should know, on stderr: wrapped for a terminal, one line for a file."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            _say(text)
+
+    def place(self, label: str, path: object) -> None:
+        """A message that says where something is."""
+        if not self.quiet:
+            print("\n".join(path_lines(label, path, width_of(sys.stderr))), file=sys.stderr, flush=True)
 
     def warning(self, text: str) -> None:
         """A message that something may not be as the person thinks."""
@@ -65,6 +82,12 @@ class Console:
         if self.verbose:
             traceback.print_exception(error, file=sys.stderr)
         word = "stopped" if error.exit_code > 128 else "error"
-        print(f"{word}: {error.message}", file=sys.stderr)
+        _say(f"{word}: {error.message}")
         if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr, flush=True)
+            _say(f"hint: {error.hint}", whole="attnbooth " in error.hint)
+
+
+def _say(text: str, *, whole: bool = False) -> None:
+    """To stderr; `whole` leaves a command in one piece that can be pasted."""
+    lines = [text] if whole else wrapped(text, width_of(sys.stderr))
+    print("\n".join(lines), file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.prompt_files import read_prompts
 
@@ -87,5 +88,6 @@ def generate(
             console.result(str(made.grid))
         if made.report:
             console.result(str(made.report))
+        show_pictures(console, [made.grid] if made.grid else [picture.path for picture in made.pictures])
 
     return each_project(console, [project], one)

@@ -11,7 +11,8 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
-from attnbooth_cli.project.shell import quoted
+from attnbooth_cli.cli.layout import about, command_lines, wrapped
+from attnbooth_cli.project.shell import command
 
 if TYPE_CHECKING:
     from attnbooth_cli.engine.initialisation import Initialised
@@ -74,29 +75,25 @@ def init(
             earlier=made.earlier,
             category_pieces=made.pieces,
         )
-        for line in summary(made):
-            console.result(line)
-        console.result(f"next: attnbooth train {quoted(root)} --fast")
+        console.results(summary(made, console.width))
+        console.results(command_lines("next:", command("train", root, "--fast"), console.width))
 
     return each_project(console, [project], one)
 
 
-def summary(made: Initialised) -> Iterator[str]:
+def summary(made: Initialised, width: int) -> Iterator[str]:
     """What was made, for people."""
     root = made.project.root
     derived = " (from the folder's name; --category says otherwise)" if made.derived else ""
     count = len(made.pictures)
     earlier = f", and {made.earlier} that were there before" if made.earlier else ""
-    yield f"{root}: {count} picture{'s' if count != 1 else ''} of a {made.category}{earlier}{derived}"
-    yield f"  token {made.token}, which starts as {made.pieces[0]!r}" + (
-        f", the first of {' + '.join(made.pieces)}" if len(made.pieces) > 1 else ""
-    )
-    yield (
-        f"  base model {made.model}"
-        + (f" at {made.revision[:12]}" if made.revision else "")
-        + (f", {made.resolution} pixels")
-    )
-    for note in made.notes:
-        yield f"  {note}"
-    for skipped in made.skipped:
-        yield f"  skipped {skipped}"
+    yield from about(root, f"{count} picture{'s' if count != 1 else ''} of a {made.category}{earlier}{derived}", width)
+    pieces = f", the first of {' + '.join(made.pieces)}" if len(made.pieces) > 1 else ""
+    revision = f" at {made.revision[:12]}" if made.revision else ""
+    for line in (
+        f"token {made.token}, which starts as {made.pieces[0]!r}{pieces}",
+        f"base model {made.model}{revision}, {made.resolution} pixels",
+        *made.notes,
+        *(f"skipped {skipped}" for skipped in made.skipped),
+    ):
+        yield from wrapped(f"  {line}", width)

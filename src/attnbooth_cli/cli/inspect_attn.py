@@ -11,6 +11,7 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console, printable
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.project.project import open_project
 
 
@@ -98,6 +99,7 @@ def inspect_attn(
         for path in (made.sheet, made.comparison, made.page):
             if path:
                 console.result(str(path))
+        show_pictures(console, [made.comparison or made.sheet])
 
     return each_project(console, [project], one)
 

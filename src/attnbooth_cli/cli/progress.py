@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from attnbooth_cli.cli.console import Console
+from attnbooth_cli.cli.layout import path_lines, wrapped
 from attnbooth_cli.events import (
     Advanced,
     Checkpointed,
@@ -57,9 +58,9 @@ def shown(console: Console) -> Iterator[Callable[[Event], None]]:
 def plan_lines(event: Started) -> list[str]:
     """What will happen and how long it should take, before it starts."""
     stages = ", ".join(f"{name} ({steps} steps)" for name, steps in event.stages) or "none left"
-    learning = f"learning {event.token} ({event.category}) from {event.pictures} pictures"
     return [
-        learning + (" - a smoke test, which learns next to nothing" if event.smoke else ""),
+        f"learning {event.token} ({event.category}) from {event.pictures} pictures",
+        *(["  a smoke test, which learns next to nothing"] if event.smoke else []),
         f"  on {event.base_model}, {event.resolution} pixels, {event.device}, {event.precision}",
         f"  stages: {stages}",
         *([f"  continuing from step {event.resumed_from}"] if event.resumed_from else []),
@@ -82,9 +83,9 @@ class _Lines:
             case Stepped() if event.step == event.steps or event.step % max(1, event.steps // LINES_PER_STAGE) == 0:
                 say(f"{event.stage} {event.step}/{event.steps}: {losses(event)}, {event.seconds:.2f} s a step")
             case Checkpointed() | Snapshotted() if self.console.verbose:
-                say(f"saved {event.path}")
+                self.console.place("saved", event.path)
             case Sampled():
-                say(f"sample: {event.path}")
+                self.console.place("sample:", event.path)
             case Advanced(done=done, total=total) if (
                 done and total >= MANY and done % -(-total // LINES_PER_STAGE) == 0
             ):
@@ -113,9 +114,9 @@ class _Bars:
             case Stepped():
                 self.progress.update(self.task, completed=event.step, losses=losses(event))
             case Checkpointed() | Snapshotted() if self.console.verbose:
-                say(f"saved {event.path}")
+                self._print(path_lines("saved", event.path, self.progress.console.width))
             case Sampled():
-                say(f"sample: {event.path}")
+                self._print(path_lines("sample:", event.path, self.progress.console.width))
             case Warned():
                 say(f"note: {event.message}")
             case Advanced():
@@ -126,10 +127,18 @@ class _Bars:
                 self.progress.refresh()
 
     def _say(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
+        self._print(wrapped(text, self.progress.console.width))
+
+    def _print(self, lines: list[str]) -> None:
+        for line in lines:  # by itself Rich would cut long words
+            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def losses(event: Stepped) -> str:
     """The terms of the objective."""
-    prior = f"  prior {event.prior_loss:.4f}" if event.prior_loss else ""
-    return f"diffusion {event.diffusion_loss:.4f}  attention {event.attention_loss:.2e}{prior}"
+    terms = [f"diffusion {event.diffusion_loss:.4f}"]
+    if event.attention_loss or not event.prior_loss:
+        terms.append(f"attention {event.attention_loss:.2e}")
+    if event.prior_loss:
+        terms.append(f"prior {event.prior_loss:.4f}")
+    return "  ".join(terms)

@@ -10,7 +10,9 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.layout import about, command_lines
 from attnbooth_cli.project.project import open_project
+from attnbooth_cli.project.shell import command
 
 
 def take(
@@ -34,11 +36,12 @@ def take(
             "take", root, taken.run, moment=taken.name, before=taken.before, stage=taken.stage, step=taken.step
         )
         if taken.before == taken.name:
-            console.result(f"nothing to do: {root} is at {taken.name} already")
+            console.results(about(root, f"at {taken.name} already, nothing to do", console.width))
         else:
             was = f" (it was at {taken.before})" if taken.before else ""
-            console.result(f"{root} is now at {taken.name}{was}")
+            console.results(about(root, f"now at {taken.name}{was}", console.width))
             if taken.before:
-                console.result(f"back again: attnbooth take {root} {taken.before}")
+                back = command("take", root, taken.before)
+                console.results(command_lines("back again:", back, console.width))
 
     return each_project(console, [project], one)

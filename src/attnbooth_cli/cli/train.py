@@ -14,6 +14,8 @@ from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
 from attnbooth_cli.cli.init import summary
+from attnbooth_cli.cli.inline import show_pictures
+from attnbooth_cli.cli.layout import command_lines, path_lines, settings_lines, wrapped
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.events import Emit, Event, Finished, Started, Warned
 from attnbooth_cli.project.project import open_project
@@ -104,7 +106,7 @@ def train(
 
         made = init_bare_folder(root, declaration, emit, bars=console.interactive)
         if made:
-            for line in summary(made):
+            for line in summary(made, console.width):
                 console.message(line)
         from attnbooth_cli.engine.training import train as engine_train  # torch, which a mistake need not wait for
 
@@ -157,8 +159,8 @@ def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> 
         with shown(console) as show:
             one(root, _reporter(console, root, show, runs, finished), should_stop, pool)
         for event in finished:  # after the bars are gone
-            for line in _summary(root, event):
-                console.result(line)
+            show_pictures(console, event.samples[-1:])
+            console.results(_summary(root, event, console.width))
 
     def failed(root: Path, failure: BoothError) -> None:
         console.failure(failure, root, runs.get(root))
@@ -190,22 +192,24 @@ def _reporter(
     return report
 
 
-def _summary(root: Path, event: Finished) -> Iterable[str]:
+def _summary(root: Path, event: Finished, width: int) -> Iterable[str]:
     from attnbooth_cli.reports.units import duration
 
     if event.nothing_to_do:
-        yield f"nothing to do: {root} is trained already ({', '.join(event.stages)})"
+        yield from wrapped(f"nothing to do: trained already ({', '.join(event.stages)})", width)
         if event.remaining:
-            yield f"the rest ({', '.join(event.remaining)}): {command('resume', root)}"
-        yield f"again from the start: {command('train', root, '--restart')} (and the settings you want)"
+            yield from command_lines(f"the rest ({', '.join(event.remaining)}):", command("resume", root), width)
+        again = "again from the start, with the settings you want:"
+        yield from command_lines(again, command("train", root, "--restart"), width)
         return
     yield f"done in {duration(event.seconds)}: {', '.join(event.stages)}"
-    yield f"concept: {event.concept}"
+    yield from path_lines("concept:", event.concept, width)
     for path in event.samples:
-        yield f"sample:  {path}"
+        yield from path_lines("sample: ", path, width)
     if event.report:
-        yield f"report:  {event.report}"
-    yield f'next:    {command("generate", root)} "a photo of a {{}} on a beach" -n 4 --grid'
+        yield from path_lines("report: ", event.report, width)
+    generate = f'{command("generate", root)} "a photo of a {{}} on a beach" -n 4 --grid'
+    yield from command_lines("next:   ", generate, width)
 
 
 def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: Declaration) -> None:
@@ -226,6 +230,4 @@ def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: De
         settings={key: {"value": value, "origin": origin} for key, (value, origin) in table.items()},
         warnings=prepared.warnings,
     )
-    width = max(len(key) for key in table)
-    for key, (value, origin) in table.items():
-        console.result(f"{key:<{width}}  {value!s:<24}  {origin}")
+    console.results(settings_lines(table, console.width))

@@ -43,6 +43,7 @@ class Entry:
         settings: Settings that suit it better than the paper's, by key; `train.schedule = "paper"` ignores them.
         rate_factors: What the learning rates of a paper and its presets are multiplied by, by method and stage;
             likewise.
+        nouns: All the things it has seen, where these are few.
     """
 
     name: str
@@ -54,7 +55,14 @@ class Entry:
     rare_token: str = "sks"  # huggingface/diffusers, examples/dreambooth/README.md
     settings: Mapping[str, Any] = field(default_factory=dict)
     rate_factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    nouns: tuple[str, ...] = ()
 
+
+# Those of its captions: tools/tiny/objects.py.
+_TINY_NOUNS = (
+    "cat", "dog", "rabbit", "pig", "penguin", "owl", "duck", "fish", "frog", "elephant", "turtle", "teddy bear",
+    "robot", "teapot", "can", "car", "rocket", "house", "mushroom", "cactus", "guitar", "backpack", "clock", "tree",
+)  # fmt: skip
 
 # Guidance: docs/tiny.md, "Measured" (3 to 7.5 do alike); half the paper's steps is our choice, for two CPU cores. The
 # schedule: docs/tiny.md, "Schedule"; at the paper's rates a model this small hardly moves.
@@ -67,6 +75,7 @@ TINY = Entry(
     "tiny",
     settings={"train.augmentation": "upright"},
     rate_factors={"attndreambooth": {"embedding": 5, "attention": 10, "unet": 10}},
+    nouns=_TINY_NOUNS,
 )
 # Resolution: the reference's training script. Steps: its inference.py, which leaves guidance at diffusers' 7.5. Judge:
 # CLIP ViT-B/32, as Textual Inversion's evaluation uses, whose protocol the paper follows.

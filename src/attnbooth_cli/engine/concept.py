@@ -32,7 +32,7 @@ from attnbooth_cli.engine.weights import read_tensors, write_tensors
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project
-from attnbooth_cli.project.shell import quoted
+from attnbooth_cli.project.shell import command
 from attnbooth_cli.project.state import now
 
 SCHEMA = 1
@@ -172,8 +172,8 @@ def read_card(project: Project) -> Card:
     """
     folder = durable.present(project.concept)
     if not folder.exists():
-        raise InputError(f"{project.root} has no trained concept yet", f"attnbooth train {quoted(project.root)}")
-    return open_card(folder, f"attnbooth train {quoted(project.root)} --restart")
+        raise InputError(f"{project.root} has no trained concept yet", command("train", project.root))
+    return open_card(folder, command("train", project.root, "--restart"))
 
 
 def open_card(folder: Path, remedy: str) -> Card:
@@ -245,7 +245,7 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
     Raises:
         DamagedError: files are missing, damaged, or do not fit this base model.
     """
-    verify(card, f"restore it from a copy, or attnbooth train {quoted(project.root)} --restart")
+    verify(card, f"restore it from a copy, or {command('train', project.root, '--restart')}")
     (encoder,) = components.text_encoders
     add_placeholder(encoder.tokenizer, encoder.model, card.placeholder)
     (rows,) = read_tensors(card.folder / EMBEDDINGS).values()

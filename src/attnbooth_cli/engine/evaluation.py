@@ -27,6 +27,7 @@ from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, ignore
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.shell import command
 from attnbooth_cli.reports.curves import over_training
 
 SCHEMA = 2
@@ -81,7 +82,7 @@ def evaluate(
     options = options or EvalOptions()
     bench = open_bench(root, options, emit, concept.read_card, pool or ComponentPool())
     card = bench.sitting.card
-    concept.verify(card, f"restore it from a copy, or attnbooth train {bench.project.root} --restart")
+    concept.verify(card, f"restore it from a copy, or {command('train', bench.project.root, '--restart')}")
     return _written(bench, _score(bench, card, card.stage(options.stage)))
 
 

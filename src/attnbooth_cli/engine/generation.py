@@ -22,6 +22,7 @@ from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.preparation import weights_sha256
 from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample
 from attnbooth_cli.engine.tokens import check_length, maximum_length
+from attnbooth_cli.engine.vocabulary import warn_of_unknown_words
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Advanced, Emit, Warned, ignore
 from attnbooth_cli.project.project import Project, open_project
@@ -117,6 +118,7 @@ def generate(
     loaded = load_concept(project, card, stage, device, precision, emit)
     settings = settings_for(loaded.card, loaded.base, steps, guidance, size, scheduler, negative)
     warn_of_long_prompts(loaded, [request.prompt for request in requests], emit)
+    warn_of_unknown_words(loaded.components.text_encoders[0].tokenizer, card.placeholder.token, prompts, emit)
     folder = Path(out) if out is not None else project.samples
     made: list[GeneratedPicture] = []
     images: list[Image.Image] = []

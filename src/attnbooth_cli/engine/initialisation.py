@@ -16,6 +16,7 @@ from typing import Any
 
 from attnbooth_cli.engine.base_models import BaseModel, resolve, resolve_judge
 from attnbooth_cli.engine.catalogue import BUNDLED, DEFAULT_MODEL
+from attnbooth_cli.engine.vocabulary import is_known, known_nouns
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures
@@ -23,7 +24,7 @@ from attnbooth_cli.project.lock import locked
 from attnbooth_cli.project.manifest import check_category, check_token, manifest_text
 from attnbooth_cli.project.project import MANIFEST_NAME, Project, open_project
 from attnbooth_cli.project.samples import slug
-from attnbooth_cli.project.shell import quoted
+from attnbooth_cli.project.shell import command
 
 EXAMPLE = ("mushroom", "mushroom")
 """Folder under `assets/example` and category of `init --example`."""
@@ -119,6 +120,8 @@ def init(
     if base.kind == "hub":
         _fetch_judge(base, emit, bars=bars)
     category, token, pieces, derived = _names(project, base, Declaration(category, model, token, resolution))
+    if not is_known(base.entry, category):
+        emit(Warned(f"the base model was not trained on a {category!r}; {known_nouns(base.entry, category)}"))
     for warning in pictures.warnings_about(survey, resolution or base.resolution):
         emit(Warned(warning))
     with _made_or_removed(project.root), locked(project.root):
@@ -160,7 +163,7 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
         check_declaration(root, declaration)
         return None
     if not root.is_dir():
-        raise InputError(f"there is no folder {root}", f"attnbooth init {quoted(root)} --category cat --images PHOTOS")
+        raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
     from attnbooth_cli.engine.devices import decided_by_main
 
     return decided_by_main(lambda: init(root, **dataclasses.asdict(declaration), emit=emit, bars=bars))
@@ -206,13 +209,17 @@ def _names(project: Project, base: BaseModel, declared: Declaration) -> tuple[st
     tokenizer = load_tokenizer(base)
     derived = declared.category is None
     category = declared.category or category_from_name(project.name)
-    ask = f"say what it is: attnbooth init {quoted(project.root)} --category cat"
+    ask = f"say what it is: {command('init', project.root, '--category', 'cat')}"
     if category is None:
         raise InputError(f"the folder's name {project.name!r} does not say what the concept is", ask)
     category = _checked("--category", check_category, category)
+    instead = known_nouns(base.entry, category)
     if derived and not _well_known(tokenizer, category):
-        raise InputError(f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows", ask)
-    pieces = category_pieces(tokenizer, category)
+        raise InputError(
+            f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows",
+            f"{ask}; {instead}" if instead else ask,
+        )
+    pieces = category_pieces(tokenizer, category, instead)
     token = _checked("--token", check_token, declared.token or f"<{slug(project.name, 40)}>")
     require_new_token(tokenizer, placeholder(token, 1, category))
     return category, token, pieces, derived
@@ -236,7 +243,7 @@ def _require_place(project: Project, force: bool) -> None:
     if project.manifest.exists() and not force:
         raise InputError(
             f"{project.root} is a project already ({MANIFEST_NAME} exists)",
-            f"attnbooth train {quoted(project.root)}, or init with --force to write a new manifest",
+            f"{command('train', project.root)}, or init with --force to write a new manifest",
         )
 
 
@@ -266,7 +273,7 @@ def _own_pictures(project: Project) -> Path:
     """Where an in-place `init` takes pictures from."""
     if not project.root.is_dir():
         raise InputError(
-            "no pictures were given", f"attnbooth init {quoted(project.root)} --images FOLDER --category cat"
+            "no pictures were given", command("init", project.root, "--images", "FOLDER", "--category", "cat")
         )
     images = project.root / "images"
     return images if images.is_dir() and any(images.iterdir()) else project.root

@@ -30,6 +30,7 @@ from attnbooth_cli.engine.question import without_placeholder
 from attnbooth_cli.engine.sampling import Request, SamplingSettings
 from attnbooth_cli.engine.tokens import Placeholder
 from attnbooth_cli.engine.views import NOISE_LEVELS, View, fitted, make, recorder_for, see
+from attnbooth_cli.engine.vocabulary import warn_of_unknown_words
 from attnbooth_cli.engine.weights import write_tensors
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Advanced, Emit, ignore
@@ -207,6 +208,8 @@ def _views(
         loaded = load_concept(which, its, stage, options.device, "auto", emit, pool)
         prompt, words = _respelt(text, options.words, card.placeholder, its.placeholder)
         warn_of_long_prompts(loaded, [prompt], emit)
+        if which is project and stage == stages[0]:
+            warn_of_unknown_words(loaded.components.text_encoders[0].tokenizer, its.placeholder.token, [text], emit)
         own = _settings(loaded, options)
         settings = settings or own
         label = _label(which, stage, project, found)

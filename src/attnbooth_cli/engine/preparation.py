@@ -15,7 +15,7 @@ from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.manifest import Manifest, read_user_config
 from attnbooth_cli.project.project import Project, images_folder, open_project
-from attnbooth_cli.project.shell import quoted
+from attnbooth_cli.project.shell import command
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,6 @@ def check_pictures_of_plan(project: Project, manifest: Manifest, plan: Plan) -> 
         if not path.is_file() or durable.sha256(path) != picture.sha256:
             raise InputError(
                 f"the training picture {path} is missing or changed since this run began",
-                f"put it back, or begin again with: attnbooth train {quoted(project.root)} --restart",
+                f"put it back, or begin again with: {command('train', project.root, '--restart')}",
             )
     return paths

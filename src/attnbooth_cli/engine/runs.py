@@ -23,7 +23,7 @@ from attnbooth_cli.events import Emit, Event
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.lock import locked
 from attnbooth_cli.project.project import Project
-from attnbooth_cli.project.shell import command, quoted
+from attnbooth_cli.project.shell import command
 from attnbooth_cli.project.state import Run, State, new_run_name, now, read_json_object, read_state, write_state
 
 
@@ -96,8 +96,7 @@ def read_plan(folder: RunFolder) -> Plan:
     document = read_json_object(folder.plan)
     if document is None or "plan" not in document:
         raise DamagedError(
-            f"{folder.plan} is missing or damaged",
-            f"begin again: attnbooth train {quoted(folder.project.root)} --restart",
+            f"{folder.plan} is missing or damaged", f"begin again: {command('train', folder.project.root, '--restart')}"
         )
     return plan_from_json(json.dumps(document["plan"]), str(folder.plan))
 

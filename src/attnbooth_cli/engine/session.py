@@ -24,7 +24,7 @@ from attnbooth_cli.errors import StoppedError
 from attnbooth_cli.events import Checkpointed, Emit, Sampled, Snapshotted, Stepped, Warned
 from attnbooth_cli.project.project import Project
 from attnbooth_cli.project.samples import save_picture
-from attnbooth_cli.project.shell import quoted
+from attnbooth_cli.project.shell import command
 
 SAMPLE_PROMPT = "a photo of a {} on the beach"
 """The picture made at the end of each stage: the concept somewhere it was not photographed (our choice)."""
@@ -80,7 +80,7 @@ class Session:
 
     def stop(self, signal_number: int) -> NoReturn:
         """Ends the run after a signal; the state is saved already."""
-        raise StoppedError("everything is saved", f"attnbooth resume {quoted(self.project.root)}", signal_number)
+        raise StoppedError("everything is saved", command("resume", self.project.root), signal_number)
 
     def stop_if_asked(self) -> None:
         """`stop` if a signal arrived."""

@@ -20,7 +20,7 @@ from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project, open_project
-from attnbooth_cli.project.shell import quoted
+from attnbooth_cli.project.shell import command
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def moments(project: Project, emit: Emit = ignore) -> tuple[Moment, ...]:
             moment = Moment(stage, its.steps(stage), its)
             found.setdefault(moment.name, moment)
     if not found:
-        raise InputError(f"no snapshot of run {run} can be read", f"attnbooth resume {quoted(project.root)}")
+        raise InputError(f"no snapshot of run {run} can be read", command("resume", project.root))
     return tuple(sorted(found.values(), key=lambda moment: (STAGE_NAMES.index(moment.stage), moment.step)))
 
 
@@ -133,9 +133,7 @@ def _newest_with_snapshots(project: Project) -> str:
     runs = sorted(path.name for path in project.runs.iterdir()) if project.runs.is_dir() else []
     found = [run for run in runs if _snapshots(RunFolder(project, run).snapshots)]
     if not found:
-        raise InputError(
-            f"{project.root} has no trained concept yet, and no snapshots", f"attnbooth train {quoted(project.root)}"
-        )
+        raise InputError(f"{project.root} has no trained concept yet, and no snapshots", command("train", project.root))
     return found[-1]
 
 

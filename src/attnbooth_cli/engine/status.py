@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbooth_cli.project.project import open_project
+from attnbooth_cli.project.shell import command
 from attnbooth_cli.project.state import read_json_object, read_state
 
 
@@ -20,8 +21,8 @@ def project_status(root: Path | str) -> dict[str, Any]:
     state = read_state(project)
     card = read_json_object(project.concept / "concept.json") or {}
     samples = sorted(project.samples.glob("*.png")) if project.samples.is_dir() else []
-    generate = f'attnbooth generate {project.root} "a photo of a {{}} on a beach"'
-    train = f"attnbooth {'resume' if state.unfinished else 'train'} {project.root}"
+    generate = f'{command("generate", project.root)} "a photo of a {{}} on a beach"'
+    train = command("resume" if state.unfinished else "train", project.root)
     return {
         "name": manifest.concept.name,
         "category": manifest.concept.category,

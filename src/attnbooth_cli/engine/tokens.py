@@ -57,8 +57,11 @@ def placeholder(token: str, vectors: int, category: str, with_category: bool = T
     return Placeholder(token, (token, *(f"{token}_{i}" for i in range(1, vectors))), category, with_category)
 
 
-def category_pieces(tokenizer: Any, category: str) -> tuple[str, ...]:
+def category_pieces(tokenizer: Any, category: str, instead: str | None = None) -> tuple[str, ...]:
     """The tokenizer's pieces of a category; [V] starts from, and is compared with, the first.
+
+    Args:
+        instead: What to choose in place of one that is not known, if that can be said.
 
     Raises:
         InputError: a word that the tokenizer only knows as single characters.
@@ -69,7 +72,9 @@ def category_pieces(tokenizer: Any, category: str) -> tuple[str, ...]:
             raise InputError(
                 f"the base model's tokenizer does not know the category {category!r} "
                 f"({word} becomes {' + '.join(map(_readable, pieces)) or 'nothing'})",
-                "choose a more common noun with --category",
+                f"choose another with --category; {instead}"
+                if instead
+                else "choose a more common noun with --category",
             )
     return tuple(_readable(piece) for piece in tokenizer.tokenize(category))
 

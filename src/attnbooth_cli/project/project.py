@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.project.manifest import Manifest, read_manifest
-from attnbooth_cli.project.shell import quoted
+from attnbooth_cli.project.shell import command
 
 MANIFEST_NAME = "attnbooth.toml"
 
@@ -67,10 +67,10 @@ def open_project(root: Path) -> tuple[Project, Manifest]:
     """
     project = Project(Path(root))
     if not project.root.is_dir():
-        raise InputError(f"there is no folder {root}", f"attnbooth init {quoted(root)} --category cat --images PHOTOS")
+        raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
     if not project.manifest.exists():
         raise InputError(
-            f"{root} is not a concept project (no {MANIFEST_NAME})", f"attnbooth init {quoted(root)} --category ..."
+            f"{root} is not a concept project (no {MANIFEST_NAME})", command("init", root, "--category", "...")
         )
     return project, read_manifest(project.manifest)
 
@@ -84,7 +84,7 @@ def images_folder(project: Project, manifest: Manifest) -> Path:
     folder = project.root / manifest.concept.images
     if not folder.is_dir():
         raise InputError(
-            f"{folder} does not exist", f"put the training pictures there, or run attnbooth init {quoted(project.root)}"
+            f"{folder} does not exist", f"put the training pictures there, or run {command('init', project.root)}"
         )
     inside = project.root.resolve()
     for path in (folder, *folder.iterdir()):
