@@ -72,7 +72,7 @@ def on_terminal(
         | (environment or {}),
     )
     os.close(slave)
-    output, answered, end = b"", dict.fromkeys(answers, 0), time.monotonic() + 60
+    output, answered, end = b"", 0, time.monotonic() + 60
     while time.monotonic() < end:
         if not select.select([master], [], [], 0.1)[0]:
             if process.poll() is not None:
@@ -82,10 +82,12 @@ def on_terminal(
             output += os.read(master, 65536)
         except OSError:  # the other end is closed
             break
-        for question, answer in answers.items():
-            while output.count(question) > answered[question]:
-                answered[question] += 1
-                os.write(master, answer)
+        asked = sorted(  # as a terminal answers: in the order of the questions
+            (place, question) for question in answers if (place := output.find(question, answered)) >= 0
+        )
+        for place, question in asked:
+            os.write(master, answers[question])
+            answered = place + len(question)
     code = process.wait(timeout=10)
     os.close(master)
     shown, _, left = output.partition(b"left over:")

@@ -99,7 +99,8 @@ def inspect_attn(
         for path in (made.sheet, made.comparison, made.page):
             if path:
                 console.result(str(path))
-        show_pictures(console, [made.comparison or made.sheet])
+        several = len(made.report["views"]) > 2  # more than the concept and the base model
+        show_pictures(console, [made.comparison if several and made.comparison else made.sheet])
 
     return each_project(console, [project], one)
 

@@ -8,11 +8,6 @@ from __future__ import annotations
 import shlex
 
 
-def quoted(word: object) -> str:
-    """A path or another word, quoted where a shell would take it apart or understand it as something else."""
-    return shlex.quote(str(word))
-
-
 def command(*words: object) -> str:
     """`command("train", "my cat")` -> "attnbooth train 'my cat'"."""
     return shlex.join(["attnbooth", *map(str, words)])
