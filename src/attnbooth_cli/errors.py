@@ -76,3 +76,13 @@ class StoppedError(BoothError):
         super().__init__(message, hint)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+_MEMORY = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
+"""How torch and its back ends say it in errors of no particular type, in lower case."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, torch's or Python's, says that memory did not suffice."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(words in str(error).lower() for words in _MEMORY)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 
-from attnbooth_cli.errors import BoothError, InputError, ResourceError
-
-_MEMORY = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
-"""How torch and its back ends say it in errors of no particular type, in lower case."""
+from attnbooth_cli.errors import BoothError, InputError, ResourceError, is_out_of_memory
 
 
 def explain(error: Exception) -> BoothError:
     """Any exception as a failure with an exit code: the resource it stands for, or a bug."""
     if isinstance(error, BoothError):
         return error
-    words = str(error).lower()
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(w in words for w in _MEMORY):
+    if is_out_of_memory(error):
         return ResourceError(
             "out of memory",
             "make smaller pictures; in training, compute fewer at once: "

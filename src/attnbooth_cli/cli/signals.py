@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from attnbooth_cli.errors import StoppedError
 
 _STOPPING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+_NOTICES = [number for name in ("SIGUSR1",) if (number := getattr(signal, name, None))]
+"""What schedulers send ahead of the end (Slurm: --signal=B:USR1@120); training alone takes it."""
+STOP_FILE = "ATTNBOOTH_STOP_FILE"
+"""Names a file; when it exists, training stops as after SIGTERM."""
 
 Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
 def stop_at_safe_points(say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
-    """Yields a function that returns the first signal received, 0 until then; a second signal exits at once."""
+    """Yields a function that returns the first signal received, 0 until then; a second signal exits at once.
+
+    A file that `STOP_FILE` names counts as SIGTERM once it exists.
+    """
     received = 0
+    file = os.environ.get(STOP_FILE)
 
     def note(number: int, _frame: FrameType | None) -> None:
         nonlocal received
@@ -30,8 +38,13 @@ def stop_at_safe_points(say: Callable[[str], None]) -> Iterator[Callable[[], int
         received = number
         say("finishing this step, then saving; once more stops at once")
 
-    with _handling(note):
-        yield lambda: received
+    def asked() -> int:
+        if not received and file and os.path.exists(file):  # noqa: PTH110 - asked after every step
+            note(signal.SIGTERM, None)
+        return received
+
+    with _handling(note, _NOTICES):
+        yield asked
 
 
 class _Signalled(BaseException):
@@ -65,9 +78,9 @@ def stop_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def _handling(handler: Handler) -> Iterator[None]:
+def _handling(handler: Handler, further: Sequence[int] = ()) -> Iterator[None]:
     # What the parent had us ignore stays ignored: SIGHUP under nohup, SIGINT of a script's background jobs.
-    wanted = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    wanted = [number for number in (*_STOPPING, *further) if signal.getsignal(number) != signal.SIG_IGN]
     former = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield

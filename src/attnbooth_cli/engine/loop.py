@@ -21,6 +21,7 @@ from attnbooth_cli.engine import adapters, context
 from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_modules, recording_statistics
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.data import Batch, LatentSource
+from attnbooth_cli.engine.devices import release_memory
 from attnbooth_cli.engine.families import FAMILIES, Components, Conditioning
 from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target, min_snr_weights
 from attnbooth_cli.engine.methods import AdamW, Stage
@@ -33,7 +34,7 @@ from attnbooth_cli.engine.tokens import (
     substituted_rows,
 )
 from attnbooth_cli.engine.weights import all_finite
-from attnbooth_cli.errors import DivergedError
+from attnbooth_cli.errors import DivergedError, is_out_of_memory
 
 Parameters = dict[str, nn.Parameter]
 
@@ -149,13 +150,18 @@ def run_stage(
     gradient_checkpointing: bool = False,
     resume: Checkpoint | None = None,
     after_step: Callable[[Progress], None] = lambda _: None,
+    lowered: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Trains one stage to its last step.
+
+    A step that does not fit the device's memory is done again in micro-batches of half the size: the same samples, and
+    sums that come to the same.
 
     Args:
         micro_batch_size: Samples computed at once in a process, 0 for all of its share.
         resume: A checkpoint of this very stage to continue from.
         after_step: Called after every optimiser step; may raise to stop.
+        lowered: Called with the size of micro-batches from now on, when memory did not suffice.
 
     Raises:
         DivergedError: a loss or a trained weight is no longer finite.
@@ -185,10 +191,22 @@ def run_stage(
             for step in range(first_step, stage.steps):
                 started = time.perf_counter()
                 optimizer.zero_grad(set_to_none=True)
-                with told(subject.components):
-                    losses = accumulate_gradients(
-                        stage, step, subject, source, accelerator, conditioning, recorder, micro_batch_size
-                    )
+                while True:
+                    try:
+                        with told(subject.components):
+                            losses = accumulate_gradients(
+                                stage, step, subject, source, accelerator, conditioning, recorder, micro_batch_size
+                            )
+                        break
+                    except Exception as error:
+                        smaller = half(micro_batch_size, stage, accelerator)
+                        if not is_out_of_memory(error) or not smaller:
+                            raise
+                    # Only now, with the exception gone, does nothing hold what the attempt had allocated.
+                    micro_batch_size = smaller
+                    optimizer.zero_grad(set_to_none=True)
+                    release_memory(accelerator.device)
+                    lowered(micro_batch_size)
                 add_over_processes(parameters, accelerator)
                 if constants.max_gradient_norm is not None:
                     accelerator.clip_grad_norm_(parameters.values(), constants.max_gradient_norm)
@@ -310,6 +328,13 @@ def split(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """Consecutive pieces of at most `size` (all at once for 0)."""
     for start in range(0, len(indices), size or max(len(indices), 1)):
         yield indices[start : start + (size or len(indices))]
+
+
+def half(micro_batch_size: int, stage: Stage, accelerator: Any) -> int:
+    """Half the size of this process's micro-batches, rounded up; 0 if they are single samples already."""
+    share = len(process_share(stage.batch_size, accelerator.process_index, accelerator.num_processes))
+    size = min(micro_batch_size or share, share)
+    return -(-size // 2) if size > 1 else 0
 
 
 def optimizer_tensors(progress: Progress) -> dict[str, Tensor]:

@@ -35,7 +35,11 @@ ShouldStop = Callable[[], int]
 
 @dataclass
 class Session:
-    """The live state of one run."""
+    """The live state of one run.
+
+    Attributes:
+        micro_batch_size: The plan's, or what memory has left of it.
+    """
 
     folder: RunFolder
     plan: Plan
@@ -45,6 +49,7 @@ class Session:
     emit: Emit
     should_stop: ShouldStop
     samples: list[str]
+    micro_batch_size: int
 
     @property
     def project(self) -> Project:
@@ -77,6 +82,17 @@ class Session:
             self.sample(stage, step)
         if not last and self.plan.snapshot_every and step % self.plan.snapshot_every == 0:
             self._snapshot(stage, step)
+
+    def lowered(self, micro_batch_size: int) -> None:
+        """Says that a step did not fit the memory; later stages begin with what did."""
+        self.micro_batch_size = micro_batch_size
+        several = "one sample" if micro_batch_size == 1 else f"{micro_batch_size} samples"
+        self.emit(
+            Warned(
+                f"out of memory: {several} at a time from here on, which adds up to the same "
+                f"(--set train.micro_batch_size={micro_batch_size} says so from the start)"
+            )
+        )
 
     def stop(self, signal_number: int) -> NoReturn:
         """Ends the run after a signal; the state is saved already."""

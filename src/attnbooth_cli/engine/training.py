@@ -204,7 +204,7 @@ def _execute(
     subject = _subject(components, source, plan, emit)
     if any(stage.prior_weight for stage in plan.stages_until(until)):
         subject = replace(subject, prior=_prior(folder, plan, base, components, accelerator, emit))
-    session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [])
+    session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [], plan.micro_batch_size)
     stages = plan.stages_until(until)
     finished, resumed = _restore(folder, stages, plan, subject, emit)
     remaining = tuple(stage for stage in stages if stage.name not in finished)
@@ -271,10 +271,11 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
         source,
         session.accelerator,
         METHODS[plan.method].optimizer,
-        micro_batch_size=plan.micro_batch_size,
+        micro_batch_size=session.micro_batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
         resume=resumed,
         after_step=session.after_step,
+        lowered=session.lowered,
     )
     (encoder,) = session.subject.components.text_encoders
     write_rows(encoder.tokenizer, encoder.model, session.subject.placeholder, session.subject.rows)

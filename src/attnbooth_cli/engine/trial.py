@@ -21,6 +21,7 @@ from attnbooth_cli.engine.loop import (
 )
 from attnbooth_cli.engine.methods import Stage, StageName
 from attnbooth_cli.engine.plan import Plan
+from attnbooth_cli.errors import is_out_of_memory
 
 TRIAL_BATCH = 4
 """Most samples in a trial step."""
@@ -40,7 +41,8 @@ def estimate_seconds(
     """Seconds for `stages`, the first of which has `already_done` steps behind it.
 
     The gradients of cross-attention training are computed twice and the second time is measured. Nothing changes by
-    it: no weight moves, and randomness is keyed, not consumed. None when there is nothing to do.
+    it: no weight moves, and randomness is keyed, not consumed. None when there is nothing to do, or when the trial
+    does not fit the memory.
     """
     if not stages:
         return None
@@ -56,10 +58,17 @@ def estimate_seconds(
         recording(trial, subject) as recorder,
     ):
         conditioning = conditioning_of(trial, subject, source, accelerator)
-        for _ in range(2):
-            started = time.perf_counter()
-            accumulate_gradients(trial, 0, subject, source, accelerator, conditioning, recorder, plan.micro_batch_size)
-            seconds = time.perf_counter() - started
+        try:
+            for _ in range(2):
+                started = time.perf_counter()
+                accumulate_gradients(
+                    trial, 0, subject, source, accelerator, conditioning, recorder, plan.micro_batch_size
+                )
+                seconds = time.perf_counter() - started
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            raise
     per_sample = seconds / size / RELATIVE_COST[trial.name]
     steps = [stages[0].steps - already_done, *(stage.steps for stage in stages[1:])]
     return sum(
