@@ -122,7 +122,9 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the pictures `eval` scores in three steps, whatever its protocol says and records."""
     from attnbooth_cli.engine import gallery, sampling
 
-    monkeypatch.setattr(gallery, "sample", lambda c, r, s: sampling.sample(c, r, replace(s, steps=3)))
+    monkeypatch.setattr(
+        gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=3), m)
+    )
 
 
 @pytest.fixture

@@ -263,10 +263,10 @@ def test_all_black_pictures_are_pointed_out(cli: Cli, trained: Path, monkeypatch
     """Users complain of black pictures without a word about the numbers that overflowed."""
     from attnbooth_cli.engine import generation
 
-    def black(*_: object, **__: object) -> list[Image.Image]:
-        return [Image.new("RGB", (64, 64))]
+    def black(*_: object) -> list[tuple[int, Image.Image]]:
+        return [(0, Image.new("RGB", (64, 64)))]
 
-    monkeypatch.setattr(generation, "sample", black)
+    monkeypatch.setattr(generation, "sample_missing", black)
     done = cli("generate", trained, BEACH)
     assert "all black" in done.err
     flags = [word for word in done.err.split() if word.startswith("--")]
@@ -281,3 +281,39 @@ def test_a_project_can_be_moved(cli: Cli, trained: Path, tmp_path: Path) -> None
     assert Path(row["path"]).parent == moved / "samples"
     assert (pixels(row["path"]) == before).all()
     assert cli("resume", moved).code == 0
+
+
+# --- going on after an interruption -----------------------------------------------------------------------------------
+
+
+def test_only_what_is_missing_is_made(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    """Pictures that are there stay as they are, and the others come out as they would have, bit for bit."""
+    flags = (
+        "a {} on the beach",
+        "a {}",
+        "a {} on the beach",
+        "-n",
+        5,
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    whole = [Path(picture["path"]) for picture in cli("generate", trained, *flags).document["pictures"]]
+    assert len(set(whole)) == 15
+    before = {path: path.read_bytes() for path in whole}
+    for path in whole[3:9]:
+        path.unlink()
+    whole[0].write_bytes(before[whole[0]][:-40])  # cut off, so it is none
+    again = cli("generate", trained, *flags, "--missing", "--grid").document
+    made = [Path(picture["path"]) for picture in again["pictures"]]
+    assert len(set(made)) == 15
+    assert made[1:3] == whole[1:3]
+    for path, original in zip(made, whole, strict=True):
+        assert path.read_bytes() == before[original]
+    assert Path(again["grid"]).is_file()
+    third = cli("generate", trained, *flags, "--missing").document["pictures"]
+    assert [Path(picture["path"]) for picture in third] == made
+    other = cli("generate", trained, *flags[:-3], "--out", tmp_path / "out", "--seed", 1, "--missing", "--json")
+    assert {picture["seed"] for picture in other.document["pictures"]} == {1, 2, 3, 4, 5}

@@ -52,7 +52,9 @@ def three_steps() -> Iterator[None]:
     from attnbooth_cli.engine import gallery, sampling
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "sample", lambda c, r, s: sampling.sample(c, r, replace(s, steps=3)))
+        patch.setattr(
+            gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=3), m)
+        )
         yield
 
 

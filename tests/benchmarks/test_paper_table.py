@@ -62,7 +62,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(run, "load_classifier", lambda: Classifier(ATTRIBUTES).eval().requires_grad_(False))
         patch.setattr(run, "load_instance_encoder", lambda: InstanceEncoder().eval().requires_grad_(False))
         patch.setattr(session, "sampling_settings", lambda *a: replace(of(*a), steps=1))
-        patch.setattr(gallery, "sample", lambda c, r, s: sampling.sample(c, r, replace(s, steps=1)))
+        patch.setattr(
+            gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=1), m)
+        )
         yield root / "work"
 
 

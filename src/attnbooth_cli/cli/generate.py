@@ -39,6 +39,9 @@ def generate(
     report: Annotated[
         bool, typer.Option("--report", help="Also write a page with all pictures and how to make each again.")
     ] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Make only those that are not there yet, after an interruption.")
+    ] = False,
     device: options.Device = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -54,7 +57,8 @@ def generate(
         from attnbooth_cli.engine.generation import generate as engine_generate
 
         texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
-        with stop_at_once(), shown(console) as emit:
+        again = "the same command with --missing goes on"
+        with stop_at_once(again), shown(console) as emit:
             made = engine_generate(
                 root,
                 texts,
@@ -69,6 +73,7 @@ def generate(
                 out=out,
                 grid=grid,
                 report=report,
+                missing=missing,
                 device=device or "auto",
                 emit=emit,
             )

@@ -46,7 +46,10 @@ def run_scoring(
     results: list[dict[str, Any]] = []
 
     def one(root: Path) -> None:
-        with stop_at_once(), shown(console) as emit:
+        with (
+            stop_at_once("the same command goes on; pictures that are there are not made again"),
+            shown(console) as emit,
+        ):
             over_training = evaluation.evaluate_over_training(root, question, emit=emit) if checkpoints else None
             found = over_training.concept if over_training else evaluation.evaluate(root, question, emit=emit)
         document = {name: value for name, value in found.report.items() if name != "schema"}

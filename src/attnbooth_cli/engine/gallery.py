@@ -22,7 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from attnbooth_cli.engine.families import Components
-from attnbooth_cli.engine.sampling import Request, SamplingSettings, sample
+from attnbooth_cli.engine.sampling import Request, SamplingSettings, sample_missing
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.events import Advanced, Emit
 from attnbooth_cli.project import durable, pictures
@@ -70,14 +70,14 @@ def fill(
         ResourceError: a picture cannot be written; what was written before is kept.
     """
     paths = [shelf.path(request) for request in requests]
-    missing = [(path, request) for path, request in zip(paths, requests, strict=True) if not _is_whole(path)]
-    missing = list({path: (path, request) for path, request in missing}.values())
+    first = {path: place for place, path in reversed(list(enumerate(paths)))}  # of several alike, the first is made
+    missing = sorted(place for path, place in first.items() if not _is_whole(path))
     done = len(requests) - len(missing)
     emit(Advanced(done, len(requests)))
     if missing:
-        wanted = [request for _, request in missing]
-        for (path, request), picture in zip(missing, sample(components(), wanted, shelf.settings), strict=True):
-            _save(path, picture, {**shelf.subject, **dataclasses.asdict(shelf.settings), **dataclasses.asdict(request)})
+        for place, picture in sample_missing(components(), requests, shelf.settings, missing):
+            told = {**shelf.subject, **dataclasses.asdict(shelf.settings), **dataclasses.asdict(requests[place])}
+            _save(paths[place], picture, told)
             done += 1
             emit(Advanced(done, len(requests)))
     return paths, len(missing)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from attnbooth_cli.engine import concept
 from attnbooth_cli.engine.base_models import BaseModel, resolve
@@ -20,13 +19,14 @@ from attnbooth_cli.engine.families import ComponentPool, Components
 from attnbooth_cli.engine.generation_report import Gallery
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.preparation import weights_sha256
-from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample
+from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample_missing
 from attnbooth_cli.engine.tokens import check_length, maximum_length
 from attnbooth_cli.engine.vocabulary import warn_of_unknown_words
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Advanced, Emit, Warned, ignore
+from attnbooth_cli.project import pictures
 from attnbooth_cli.project.project import Project, open_project
-from attnbooth_cli.project.samples import save_picture, slug
+from attnbooth_cli.project.samples import find_pictures, save_picture, slug
 from attnbooth_cli.reports.grids import contact_sheet
 
 MAX_PICTURES = 100_000
@@ -81,6 +81,7 @@ def generate(
     out: Path | str | None = None,
     grid: bool = False,
     report: bool = False,
+    missing: bool = False,
     device: str = "auto",
     precision: str = "auto",
     emit: Emit = ignore,
@@ -95,6 +96,7 @@ def generate(
         out: Another folder than the project's samples.
         grid: Also write all of them on one sheet.
         report: Also write a page with all of them and the commands that make each again.
+        missing: Make only those that are not in the folder yet, as an interrupted call left them.
 
     Raises:
         InputError: nothing trained yet, a prompt without the concept, a wrong size, scheduler or stage.
@@ -120,29 +122,30 @@ def generate(
     warn_of_long_prompts(loaded, [request.prompt for request in requests], emit)
     warn_of_unknown_words(loaded.components.text_encoders[0].tokenizer, card.placeholder.token, prompts, emit)
     folder = Path(out) if out is not None else project.samples
-    made: list[GeneratedPicture] = []
-    images: list[Image.Image] = []
-    gallery = Gallery(len(requests))
     spoken = [text for text in prompts for _ in range(n)]
-    emit(Advanced(0, len(requests)))
-    for picture, request, text in zip(sample(loaded.components, requests, settings), requests, spoken, strict=True):
+    stems = [
+        f"{slug(text.replace('{}', card.placeholder.category))}-{request.seed}"
+        for text, request in zip(spoken, requests, strict=True)
+    ]
+    told = [{**_metadata(loaded, settings), "prompt": its.prompt, "seed": its.seed} for its in requests]
+    paths = find_pictures(folder, stems, told) if missing else {}
+    emit(Advanced(len(paths), len(requests)))
+    wanted = set(range(len(requests))) - set(paths)
+    for place, picture in sample_missing(loaded.components, requests, settings, wanted):
         if is_black(picture):
-            emit(Warned(f"the picture of seed {request.seed} is all black; --device cpu computes in float32"))
-        metadata = {**_metadata(loaded, settings), "prompt": request.prompt, "seed": request.seed}
-        path = save_picture(
-            folder, f"{slug(text.replace('{}', card.placeholder.category))}-{request.seed}", picture, metadata
-        )
-        made.append(GeneratedPicture(path, text, request.seed))
-        if grid:
-            images.append(picture)
-        if report:
-            gallery.add(picture, path, text, request.seed)
-        emit(Advanced(len(made), len(requests)))
-    sheet = (
-        _save_grid(folder, images, n, prompts, card.placeholder.category, _metadata(loaded, settings)) if grid else None
-    )
+            emit(Warned(f"the picture of seed {requests[place].seed} is all black; --device cpu computes in float32"))
+        paths[place] = save_picture(folder, stems[place], picture, told[place])
+        emit(Advanced(len(paths), len(requests)))
+    made = [GeneratedPicture(paths[i], spoken[i], requests[i].seed) for i in range(len(requests))]
+    sheet = None
+    if grid:
+        images = [pictures.load(picture.path) for picture in made]
+        sheet = _save_grid(folder, images, n, prompts, card.placeholder.category, _metadata(loaded, settings))
     page = None
     if report:
+        gallery = Gallery(len(made))
+        for its in made:
+            gallery.add(pictures.load(its.path), its.path, its.prompt, its.seed)
         asked = None if device == "auto" else device
         page = gallery.save(folder, loaded.card, project.root, loaded.stage, settings, asked)
     return Generated(project, card.run, loaded.stage, settings, tuple(made), sheet, page)
@@ -262,7 +265,7 @@ def _metadata(loaded: LoadedConcept, settings: SamplingSettings) -> dict[str, An
 
 def _save_grid(
     folder: Path,
-    images: Sequence[Image.Image],
+    images: Sequence[Any],
     n: int,
     prompts: Sequence[str],
     category: str,

@@ -7,7 +7,7 @@ the batch it is made in (to 1/255) and whatever the device draws.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,27 @@ def sample(
                 callback_on_step_end=_step_callback(between_steps),
             ).images
         yield from made
+
+
+def sample_missing(
+    components: Components, requests: Sequence[Request], settings: SamplingSettings, missing: Collection[int]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Makes the pictures at some places of `requests`, in the batches in which all would be made.
+
+    A picture depends, in its last bit, on the batch it is made in: so what an interrupted command left out comes out as
+    it would have.
+
+    Yields:
+        The place and its picture, in order.
+
+    Raises:
+        InputError: an unknown scheduler.
+    """
+    for start in range(0, len(requests), BATCH_SIZE):
+        batch = range(start, min(start + BATCH_SIZE, len(requests)))
+        if any(place in missing for place in batch):
+            made = sample(components, [requests[place] for place in batch], settings)
+            yield from ((place, picture) for place, picture in zip(batch, made, strict=True) if place in missing)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,35 @@ def save_new(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
         except FileExistsError:
             continue  # another process took the name in between
         return path
+
+
+def find_pictures(folder: Path, stems: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> dict[int, Path]:
+    """Which of the pictures `save_picture` would write are in `folder` already, made in just this way.
+
+    Args:
+        stems, metadata: Of each picture; two that are alike are two files.
+
+    Returns:
+        Place in `stems` -> the file.
+    """
+    found: dict[int, Path] = {}
+    for place, (stem, wanted) in enumerate(zip(stems, metadata, strict=True)):
+        number, path = 2, folder / f"{stem}.png"
+        while path.exists() and place not in found:
+            if path not in found.values() and _recorded(path) == json.loads(json.dumps(wanted)):
+                found[place] = path
+            number, path = number + 1, folder / f"{stem}-{number}.png"
+    return found
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """`read_metadata` of a whole picture; None of anything else."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.load()
+        return read_metadata(path)
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
