@@ -288,18 +288,8 @@ def test_a_project_can_be_moved(cli: Cli, trained: Path, tmp_path: Path) -> None
 
 def test_only_what_is_missing_is_made(cli: Cli, trained: Path, tmp_path: Path) -> None:
     """Pictures that are there stay as they are, and the others come out as they would have, bit for bit."""
-    flags = (
-        "a {} on the beach",
-        "a {}",
-        "a {} on the beach",
-        "-n",
-        5,
-        "--steps",
-        2,
-        "--out",
-        tmp_path / "out",
-        "--json",
-    )
+    prompts = ("a {} on the beach", "a {}", "a {} in the snow")
+    flags = (*prompts, "-n", 5, "--steps", 2, "--out", tmp_path / "out", "--json")
     whole = [Path(picture["path"]) for picture in cli("generate", trained, *flags).document["pictures"]]
     assert len(set(whole)) == 15
     before = {path: path.read_bytes() for path in whole}
