@@ -105,6 +105,10 @@ def test_through_stages_and_other_projects(cli: Cli, trained: Path, tmp_path: Pa
     assert document["views"][1]["words"] != last["words"]
     maps = load_file(next(trained.glob("attention/*/maps.safetensors")))
     assert "views/base model/mushroom" in maps
+    words = ("--word", "{}", "--word", "photo")
+    shared = cli("inspect-attn", trained, "--picture", "1-grass.png", "--beside", other, *words, "--json").document
+    names = [[row["word"] for row in view["words"]] for view in shared["views"]]
+    assert names == [["mushroom", "photo"], ["<toadstool>", "photo"], ["<toadstool>", "photo"]]
 
 
 def test_an_existing_picture(cli: Cli, trained: Path) -> None:

@@ -213,6 +213,7 @@ def _views(
         own = _settings(loaded, options)
         settings = settings or own
         label = _label(which, stage, project, found)
+        look = _Look(label, prompt, words, as_there=bool(found))
         view = View(
             label,
             str(which.root),
@@ -220,7 +221,7 @@ def _views(
             stage,
             str(its.document["plan"]["method"]),
             prompt,
-            *_look(loaded.components, its.placeholder, prompt, words, picture, own, options, label, emit),
+            *_look(loaded.components, its.placeholder, look, picture, own, options, emit),
             first_step=options.selection.steps[0] if options.selection.steps else 1,
         )
         found.append(view)
@@ -228,7 +229,8 @@ def _views(
             plain = without_placeholder(text.replace("{}", card.placeholder.token), card.placeholder)
             names = [card.placeholder.category if _names(word, card.placeholder) else word for word in options.words]
             untuned = load_base(loaded.base, options.device, "auto", pool)
-            looked = _look(untuned, card.placeholder, plain, names, picture, settings, options, BASE, emit)
+            look = _Look(BASE, plain, names, as_there=True)
+            looked = _look(untuned, card.placeholder, look, picture, settings, options, emit)
             base = dataclasses.replace(
                 view, label=BASE, project=None, run=None, stage=None, method=None, prompt=plain,
                 picture=looked[0], recording=looked[1],
@@ -269,33 +271,57 @@ def _settings(loaded: LoadedConcept, options: InspectOptions) -> SamplingSetting
     )
 
 
+@dataclass(frozen=True)
+class _Look:
+    """One look at a prompt.
+
+    Attributes:
+        label: Through whose eyes, for the progress.
+        prompt: With [V] spelt out.
+        words: To read; all for none.
+        as_there: Whether some of them may be missing.
+    """
+
+    label: str
+    prompt: str
+    words: Sequence[str]
+    as_there: bool
+
+
 def _look(
     components: Components,
     placeholder: Placeholder,
-    prompt: str,
-    words: Sequence[str],
+    look: _Look,
     picture: Image.Image | None,
     settings: SamplingSettings,
     options: InspectOptions,
-    label: str,
     emit: Emit,
 ) -> tuple[Image.Image, Recording, tuple[int, ...]]:
     """The picture, where its words looked, and for an existing picture the timesteps it was seen at."""
     guided = picture is None and settings.guidance > 1
     if options.branch == "unconditional" and not guided:
         raise InputError("without guidance there is no unconditional branch", "choose a --guidance above 1")
-    recorder = recorder_for(components, placeholder, prompt, settings, options.selection, words, guided=guided)
+    recorder = recorder_for(
+        components,
+        placeholder,
+        look.prompt,
+        settings,
+        options.selection,
+        look.words,
+        guided=guided,
+        as_there=look.as_there,
+    )
     total = settings.steps if picture is None else NOISE_LEVELS
-    emit(Advanced(0, total, label))
+    emit(Advanced(0, total, look.label))
 
     def after_step(step: int) -> None:
-        emit(Advanced(step + 1, total, label))
+        emit(Advanced(step + 1, total, look.label))
 
     if picture is not None:
         shown = fitted(picture, settings)
-        timesteps, recording = see(components, recorder, prompt, shown, options.seed, after_step)
+        timesteps, recording = see(components, recorder, look.prompt, shown, options.seed, after_step)
         return shown, recording, timesteps
-    (made,), recording = make(components, recorder, [Request(prompt, options.seed)], settings, after_step)
+    (made,), recording = make(components, recorder, [Request(look.prompt, options.seed)], settings, after_step)
     return made, recording, ()
 
 

@@ -60,8 +60,12 @@ def recorder_for(
     wanted: Sequence[str],
     *,
     guided: bool,
+    as_there: bool = False,
 ) -> MapRecorder:
     """A recorder of the wanted words of a prompt (of the negative prompt in the unconditional branch).
+
+    Args:
+        as_there: Whether a wanted word may be missing.
 
     Raises:
         InputError: a wanted word is not there.
@@ -71,7 +75,7 @@ def recorder_for(
     words = words_of(encoder.tokenizer, concept, text, maximum_length(encoder.tokenizer, encoder.model))
     scale = components.pixels_per_latent
     return MapRecorder(
-        choose(words, concept, wanted),
+        choose(words, concept, wanted, as_there=as_there),
         (settings.height // scale, settings.width // scale),
         selection,
         guided,

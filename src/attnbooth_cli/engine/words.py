@@ -60,14 +60,21 @@ def words_of(tokenizer: Any, concept: Placeholder, prompt: str, length: int) -> 
     return (*words, *(Word(name, places[name], "bucket") for name in BUCKETS if places[name]))
 
 
-def choose(words: Sequence[Word], concept: Placeholder, wanted: Sequence[str]) -> tuple[Word, ...]:
+def choose(
+    words: Sequence[Word], concept: Placeholder, wanted: Sequence[str], *, as_there: bool = False
+) -> tuple[Word, ...]:
     """The wanted words in the wanted order; [V] by its token or as `{}`. All of them when nothing is wanted.
+
+    Args:
+        as_there: Leave out what is not there, for the same words of another prompt.
 
     Raises:
         InputError: a wanted word is not in the prompt, or beyond its end; the message names those that are there.
     """
     by_name = {word.text.lower(): word for word in words}
     names = list(dict.fromkeys(concept.token.lower() if name == "{}" else name.lower() for name in wanted))
+    if as_there:
+        names = [name for name in names if name in by_name] or names
     for name in names:
         if name not in by_name:
             raise InputError(
