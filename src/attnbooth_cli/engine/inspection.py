@@ -212,7 +212,7 @@ def _views(
             warn_of_unknown_words(loaded.components.text_encoders[0].tokenizer, its.placeholder.token, [text], emit)
         own = _settings(loaded, options)
         settings = settings or own
-        label = _label(which, stage, project, found)
+        label = _label(which, stage, found, by_stage=which is project and (options.stages or not others))
         look = _Look(label, prompt, words, as_there=bool(found))
         view = View(
             label,
@@ -240,8 +240,9 @@ def _views(
     return Views(main, base, tuple(reversed(earlier)), tuple(found[len(stages) :]), settings)
 
 
-def _label(which: Project, stage: StageName, first: Project, found: Sequence[View]) -> str:
-    if which is first:
+def _label(which: Project, stage: StageName, found: Sequence[View], *, by_stage: bool) -> str:
+    """What a view is called: by its stage where it is one of several of a project, else by its project."""
+    if by_stage:
         return f"after stage {stage}"
     taken = [view.label for view in found]
     return which.name if which.name not in taken else f"{which.name} ({len(taken) + 1})"
