@@ -40,7 +40,7 @@ def test_one_map_a_word(cli: Cli, trained: Path) -> None:
         assert maps[f"steps/{word}"].float().mean(0).numpy() == pytest.approx(maps[word].numpy(), abs=1e-3)
         if word in spoken:
             assert 0 < row["mean"] <= row["peak"] <= document["colour_scale"]["max"]
-            with Image.open(row["map"]) as heat:
+            with Image.open(Path(document["folder"]) / row["map"]) as heat:
                 assert heat.width >= 64
     own, plain = document["views"][::-1]
     assert (own["label"], plain["label"]) == ("after stage unet", "base model")
@@ -56,17 +56,18 @@ def test_one_map_a_word(cli: Cli, trained: Path) -> None:
     assert [(row["view"], row["word"]) for row in rows[-12:]] == [("after stage unet", word) for word in words]
     assert float(rows[-1]["share"]) == words["[padding]"]["share"]
     for name in ("picture", "sheet", "film", "comparison"):
-        assert Path(document[name]).is_file()
+        assert (Path(document["folder"]) / document[name]).is_file()
 
 
 def test_the_inspected_picture_is_the_one_generate_makes(cli: Cli, trained: Path) -> None:
     flags = ("--seed", 4, "--steps", 4, "--guidance", 3, "--negative", "snow", "--size", "48x64", "--scheduler", "ddim")
-    inspected = cli("inspect-attn", trained, PROMPT, *flags, "--no-base", "--json").document["picture"]
+    inspected = cli("inspect-attn", trained, PROMPT, *flags, "--no-base", "--json").document
+    inspected = Path(inspected["folder"]) / inspected["picture"]
     (generated,) = cli("generate", trained, PROMPT, *flags, "--json").document["pictures"]
     with Image.open(inspected) as one, Image.open(generated["path"]) as two:
         assert one.size == (48, 64)
         assert one.tobytes() == two.tobytes()
-    metadata = read_metadata(Path(inspected))
+    metadata = read_metadata(inspected)
     assert metadata is not None
     assert metadata["seed"] == 4
 
@@ -99,7 +100,7 @@ def test_through_stages_and_other_projects(cli: Cli, trained: Path, tmp_path: Pa
     document = json.loads(next(trained.glob("attention/*/attention.json")).read_text(encoding="utf-8"))
     labels = [view["label"] for view in document["views"]]
     assert labels == ["base model", "after stage embedding", "after stage attention", "after stage unet", "other",
-                      "other (5)"]  # fmt: skip
+                      "other (2)"]  # fmt: skip
     last, copied = document["views"][3], document["views"][4]
     assert last["words"] == [{**row, "map": last["words"][k]["map"]} for k, row in enumerate(copied["words"])]
     assert document["views"][1]["words"] != last["words"]
@@ -116,8 +117,10 @@ def test_an_existing_picture(cli: Cli, trained: Path) -> None:
     document = cli("inspect-attn", trained, "--picture", name, "--json").document
     assert document["prompt"] == "a photo of a <toadstool> mushroom"
     assert len(document["timesteps"]) == 10
+    assert (document["source"], document["steps"], document["scheduler"]) == (name, None, None)
     assert document["views"][0]["label"] == "base model"
-    with Image.open(document["picture"]) as shown, Image.open(trained / "images" / name) as original:
+    made = Path(document["folder"]) / document["picture"]
+    with Image.open(made) as shown, Image.open(trained / "images" / name) as original:
         difference = ImageChops.difference(shown, original.convert("RGB").resize(shown.size))
     assert max(ImageStat.Stat(difference).mean) < 8
 
@@ -132,6 +135,7 @@ def test_an_existing_picture(cli: Cli, trained: Path) -> None:
         (["--head", "99"], "head 99", "heads are 0 to"),
         (["--step-range", "9-2"], "'9-2'", "count from 1"),
         (["--step-range", "99"], "no step 99", "the last one is"),
+        (["--step-range", "1-99"], "no step 99", "the last one is 25"),
         (["--branch", "unconditional", "--guidance", "1"], "without guidance", "above 1"),
         (["--picture", "absent.png"], "no picture absent.png", "training picture: "),
         (["--picture", "absent.png", "--steps", "3"], "for pictures that are made", "--picture"),

@@ -41,13 +41,19 @@ def test_every_control_of_the_explorer(page: Path, browser: Any) -> None:
         assert found.text("#frame-name") == "step 1"
         act(lambda: (at.locator("#strength").focus(), at.keyboard.press("ArrowLeft")))
         act(lambda: at.locator("#own-scale").check())
+        assert "--stage unet" in found.text("#made-by code")
+        act(lambda: at.locator("#views button").get_by_text("after stage attention").click())
+        assert "--stage attention" in found.text("#made-by code")
         act(lambda: at.locator("#views button").get_by_text("base model").click())
+        assert not at.locator("#made-by").is_visible()
         assert "<toadstool>" not in found.text("#words")
         assert found.text("#share").startswith("beach: ")
         act(lambda: (words.get_by_text("mushroom", exact=True).focus(), at.keyboard.press("Enter")))
-        before = found.text("tbody tr")
+        at.locator("summary").first.click()
+        row = at.locator("tbody tr").first
+        before = row.inner_text()
         at.locator("th button").nth(2).click()
-        assert found.text("tbody tr") != before
+        assert row.inner_text() != before
         at.locator(".picture").first.click()
         assert at.locator("#viewer").is_visible()
         at.keyboard.press("Escape")

@@ -150,7 +150,7 @@ def test_statistics_are_those_of_the_regulariser(with_token: Components) -> None
     terms, means = [], []
     for step in range(SETTINGS.steps):
         layers = [token_statistics(found[layer.name][step][1:][..., [token, category]]) for layer in recording.layers]
-        terms.append([float(attention_regularisation(layers, *weights)) for weights in ((1, 0), (0, 1))])
+        terms.append([float(term) for term in attention_regularisation(layers, 1, 1)])
         means.append(torch.stack([layer.mean[0, 0] for layer in layers]))
     expected = torch.tensor(terms).mean(0)
     torch.testing.assert_close(recording.gaps[0].mean(0).double(), expected.double(), rtol=1e-4, atol=1e-12)

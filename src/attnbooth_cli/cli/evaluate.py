@@ -114,4 +114,4 @@ def evaluate(
 def _leave_out(flag: str, others: Mapping[str, object]) -> None:
     """Refuses options that mean nothing beside `flag`: each with its value, which is falsy where it was not given."""
     if given := [name for name, value in others.items() if value]:
-        raise InputError(f"{flag} goes without {', '.join(given)}", f"leave out {'it' if len(given) == 1 else 'them'}")
+        raise InputError(f"{flag} does not go with {', '.join(given)}", f"leave out {', '.join(given)}")

@@ -87,7 +87,7 @@ def inspect_attn(
             report=report,
             device=device or "auto",
         )
-        with stop_at_once(), shown(console) as emit:
+        with stop_at_once(kept="nothing was written"), shown(console) as emit:
             made = inspect_attention(root, prompt, asked, emit=emit)
         fields = dict(made.report)
         run = fields.pop("run")
@@ -107,12 +107,12 @@ def inspect_attn(
 
 def _rows(words: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line a word."""
-    yield f"  {'share':>7} {'mean':>8} {'variance':>9} {'overlap':>8} {'in base':>7} {'overlap':>8}  word"
-    yield f"  {'':>7} {'':>8} {'':>9} {'category':>8} {'':>7} {'base':>8}"
+    yield f"  {'':>7} {'of a token':>18} {'with the':>8} {'in the base model':>17}"
+    yield f"  {'share':>7} {'mean':>8} {'variance':>9} {'category':>8} {'share':>8} {'overlap':>8}  word"
     for row in words:
         cells = (f"{row[name]:{form}}" if row[name] is not None else "" for name, form in _FORMS.items())
         share, mean, variance, category, in_base, base = cells
-        yield f"  {share:>7} {mean:>8} {variance:>9} {category:>8} {in_base:>7} {base:>8}  {row['word'][:22]}"
+        yield f"  {share:>7} {mean:>8} {variance:>9} {category:>8} {in_base:>8} {base:>8}  {row['word'][:22]}"
 
 
 _FORMS = {

@@ -68,12 +68,12 @@ def comparison_lines(table: tuple[Row, ...]) -> Iterator[str]:
     """Evaluations side by side."""
     if table:
         yield "compared with the first, over the same prompts and seeds"
-        yield f"  {'identity':>8} {'difference':>27} {'text':>8} {'difference':>27}"
+        yield f"    {'identity':>8} {'difference':>26} {'text':>8} {'difference':>26}"
     for row in table:
-        cells = [f"{row.values[name]:8.4f} {_change(row.differences.get(name)):>27}" for name in ("identity", "text")]
-        yield f"  {' '.join(cells)}".rstrip()
-        yield f"    {row.name}"
-    if table:
+        cells = [f"{row.values[name]:8.4f} {_change(row.differences.get(name)):>26}" for name in ("identity", "text")]
+        yield f"  {row.name}"
+        yield f"    {' '.join(cells)}".rstrip()
+    if any(difference.clear for row in table for difference in row.differences.values()):
         yield "  * the 95 % interval leaves out zero"
 
 

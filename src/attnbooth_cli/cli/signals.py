@@ -56,11 +56,12 @@ class _Signalled(BaseException):
 
 
 @contextmanager
-def stop_at_once(again: str | None = None) -> Iterator[None]:
+def stop_at_once(again: str | None = None, kept: str = "what was finished is kept") -> Iterator[None]:
     """Turns a signal into `StoppedError` wherever the program is; what was written stays.
 
     Args:
         again: How to go on.
+        kept: What is left.
 
     Python swallows what is raised inside a finaliser, so the signal is also remembered and raised at the block's end.
     """
@@ -77,7 +78,7 @@ def stop_at_once(again: str | None = None) -> Iterator[None]:
         if received:
             raise _Signalled(received)
     except _Signalled as signalled:
-        raise StoppedError("what was finished is kept", again, signalled.number) from None
+        raise StoppedError(kept, again, signalled.number) from None
 
 
 @contextmanager

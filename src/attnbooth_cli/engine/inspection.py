@@ -25,7 +25,7 @@ from attnbooth_cli.engine.generation import (
     warn_of_long_prompts,
 )
 from attnbooth_cli.engine.maps import POOLING, Branch, Recording, Selection, parse_steps
-from attnbooth_cli.engine.methods import StageName
+from attnbooth_cli.engine.methods import STAGE_NAMES, StageName
 from attnbooth_cli.engine.question import without_placeholder
 from attnbooth_cli.engine.sampling import Request, SamplingSettings
 from attnbooth_cli.engine.tokens import Placeholder
@@ -43,6 +43,7 @@ from attnbooth_cli.reports import attention as drawn
 
 SCHEMA = 2
 BASE = "base model"
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Views:
         earlier: The concept after the stages before `main`, in order.
         beside: Other projects.
         settings: How pictures were made.
+        own: The placeholder of the project that was named first.
     """
 
     main: View
@@ -110,6 +112,7 @@ class Views:
     earlier: tuple[View, ...]
     beside: tuple[View, ...]
     settings: SamplingSettings
+    own: Placeholder
 
     @property
     def shown(self) -> list[View]:
@@ -122,7 +125,7 @@ class Inspection:
     """What an inspection made.
 
     Attributes:
-        report: The JSON document, also in `folder/attention.json`.
+        report: The JSON document, also in `folder/attention.json`; it names files relative to the folder.
         sheet: The picture and every word's map side by side.
         comparison: The views below each other; None if there is one alone.
         page: The HTML page, if it was asked for.
@@ -237,20 +240,21 @@ def _views(
             )  # fmt: skip
     assert settings is not None
     main, *earlier = found[: len(stages)]
-    return Views(main, base, tuple(reversed(earlier)), tuple(found[len(stages) :]), settings)
+    return Views(main, base, tuple(reversed(earlier)), tuple(found[len(stages) :]), settings, card.placeholder)
 
 
 def _label(which: Project, stage: StageName, found: Sequence[View], *, by_stage: bool) -> str:
     """What a view is called: by its stage where it is one of several of a project, else by its project."""
     if by_stage:
         return f"after stage {stage}"
-    taken = [view.label for view in found]
-    return which.name if which.name not in taken else f"{which.name} ({len(taken) + 1})"
+    taken = {BASE, *(f"after stage {name}" for name in STAGE_NAMES), *(view.label for view in found)}
+    labels = (which.name, *(f"{which.name} ({number})" for number in range(2, len(found) + 3)))
+    return next(label for label in labels if label not in taken)
 
 
 def _names(word: str, placeholder: Placeholder) -> bool:
     """Whether a word asked for is [V]."""
-    return word in ("{}", placeholder.token)
+    return word.lower() in ("{}", placeholder.token.lower())
 
 
 def _respelt(text: str, words: Sequence[str], own: Placeholder, other: Placeholder) -> tuple[str, tuple[str, ...]]:
@@ -313,6 +317,8 @@ def _look(
         as_there=look.as_there,
     )
     total = settings.steps if picture is None else NOISE_LEVELS
+    if (asked := options.selection.steps) and asked[1] > total:
+        raise InputError(f"there is no step {asked[1]}", f"the last one is {total}")
     emit(Advanced(0, total, look.label))
 
     def after_step(step: int) -> None:
@@ -326,54 +332,68 @@ def _look(
     return made, recording, ()
 
 
-def _written(
-    project: Project,
-    card: Card,
-    text: str,
-    views: Views,
-    options: InspectOptions,
-) -> Inspection:
+def _written(project: Project, card: Card, text: str, views: Views, options: InspectOptions) -> Inspection:
+    """Writes everything into a folder that appears when it is whole; files are named in the report relative to it."""
     main = views.main
-    metadata = {"schema": SCHEMA, "prompt": main.prompt, "seed": options.seed, **dataclasses.asdict(views.settings)}
-    stem = f"{slug(text.replace('{}', card.placeholder.category))}-{options.seed}"
-    folder = free_name(project.attention, stem, "")
-    eyes = [findings.seen(view) for view in views.shown]
+    place = free_name(project.attention, f"{slug(text.replace('{}', card.placeholder.category))}-{options.seed}", "")
+    made = {"prompt": main.prompt, "seed": options.seed, **dataclasses.asdict(views.settings)}
+    if options.picture is not None:  # nothing was sampled
+        made |= {"source": str(options.picture), **dict.fromkeys(("steps", "guidance", "scheduler", "negative"))}
+    eyes = [
+        dataclasses.replace(findings.seen(view), command=_command(project, text, view, views, options))
+        for view in views.shown
+    ]
     mine = eyes[views.shown.index(main)]
     peak = drawn.peak(eyes)
-    picture = save_picture(folder, "picture", main.picture, metadata)
-    overlays = drawn.overlays(mine, peak)
-    paths = {word: save_picture(folder, f"map-{slug(word)}", its, metadata) for word, its in overlays.items()}
-    sheet = save_picture(folder, "sheet", drawn.sheet(mine, peak), metadata)
-    film = save_picture(folder, "film", drawn.film(mine), metadata)
-    comparison = None
-    if len(eyes) > 1:
-        comparison = save_picture(folder, "comparison", drawn.comparison(eyes, mine, peak), metadata)
-    with durable.explained_write(folder):
+    with durable.new_directory(place) as folder:
+        picture = save_picture(folder, "picture", main.picture, made)
+        maps = {
+            word: save_picture(folder, f"map-{slug(word)}", its, made).name
+            for word, its in drawn.overlays(mine, peak).items()
+        }
+        sheet = save_picture(folder, "sheet", drawn.sheet(mine, peak), made)
+        film = save_picture(folder, "film", drawn.film(mine), made)
+        comparison = None
+        if len(eyes) > 1:
+            comparison = save_picture(folder, "comparison", drawn.comparison(eyes, mine, peak), made)
         write_tensors(folder / "maps.safetensors", findings.arrays(views.shown, main))
-    documents = [findings.document(view, views.base) for view in views.shown]
-    first = documents[views.shown.index(main)]
-    for row in first["words"]:
-        row["map"] = str(paths[row["word"]]) if row["word"] in paths else None
-    report = {
-        **metadata,
-        **{name: value for name, value in first.items() if name not in ("label", "prompt")},
-        "smoke": card.smoke,
-        "pooling": POOLING,
-        "selection": dataclasses.asdict(options.selection),
-        "colour_scale": {"min": 0.0, "max": peak, "shared": True},
-        "picture": str(picture),
-        "sheet": str(sheet),
-        "film": str(film),
-        "comparison": str(comparison) if comparison else None,
-        "views": documents,
-    }
-    durable.write_json(folder / "attention.json", report)
-    durable.write_text(folder / "attention.csv", findings.table(documents))
-    page = None
-    if options.report:
-        again = None
-        if options.picture is None:
-            settings = dataclasses.asdict(views.settings)
-            again = generate_command(project.root, text, seed=options.seed, stage=str(main.stage), **settings)
-        page = drawn.write_page(folder / "report.html", text, eyes, mine, report, again)
-    return Inspection(folder, sheet, comparison, page, report)
+        documents = [findings.document(view, views.base) for view in views.shown]
+        first = documents[views.shown.index(main)]
+        for row in first["words"]:
+            row["map"] = maps.get(row["word"])
+        report = {
+            "schema": SCHEMA,
+            **made,
+            **{name: value for name, value in first.items() if name not in ("label", "prompt")},
+            "smoke": card.smoke,
+            "pooling": POOLING,
+            "selection": dataclasses.asdict(options.selection),
+            "colour_scale": {"min": 0.0, "max": peak, "shared": True},
+            "picture": picture.name,
+            "sheet": sheet.name,
+            "film": film.name,
+            "comparison": comparison.name if comparison else None,
+            "views": documents,
+        }
+        durable.write_json(folder / "attention.json", report)
+        durable.write_text(folder / "attention.csv", findings.table(documents))
+        if options.report:
+            drawn.write_page(folder / PAGE, text, eyes, mine, report)
+    return Inspection(
+        place,
+        place / sheet.name,
+        place / comparison.name if comparison else None,
+        place / PAGE if options.report else None,
+        report,
+    )
+
+
+def _command(project: Project, text: str, view: View, views: Views, options: InspectOptions) -> str | None:
+    """What makes a view's picture again; None for the base model's, and for a picture there was."""
+    if view.project is None or options.picture is not None:
+        return None
+    prompt = text
+    if view.project != str(project.root):  # whose token is another
+        prompt = text.replace(f"{views.own.token} {views.own.category}", "{}").replace(views.own.token, "{}")
+    settings = dataclasses.asdict(views.settings)
+    return generate_command(view.project, prompt, seed=options.seed, stage=str(view.stage), **settings)

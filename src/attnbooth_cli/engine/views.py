@@ -124,7 +124,7 @@ def see(
         seed: Of the noise, one draw for all levels.
 
     Returns:
-        The timesteps, the most noise first, and what was read.
+        The timesteps that were read, the most noise first, and what was read.
 
     Raises:
         InputError: nothing is there of what the recorder should read.
@@ -145,7 +145,8 @@ def see(
                 components.unet(noisy.to(dtype), time, **told, return_dict=False)
                 recorder.next_step()
                 after_step(index)
-    return timesteps, recorder.recording()
+    first, last = recorder.selection.steps or (1, len(timesteps))
+    return timesteps[first - 1 : last], recorder.recording()
 
 
 def fitted(picture: Image.Image, settings: SamplingSettings) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             path,
             metadata={"format": "pt"},
         )
+        path.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+
+
+def _umask() -> int:
+    """What new files are not allowed; the system tells it only while it is changed."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -43,8 +43,9 @@ def explained_write(path: Path) -> Iterator[None]:
         reason = reasons.get(error.errno or 0)
         if reason is None:
             raise
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "look at that place"
         raise ResourceError(
-            f"cannot write {path}: {reason}", "free some space or choose another place, then run the command again"
+            f"cannot write {path}: {reason}", f"{remedy} or choose another, then run the command again"
         ) from error
 
 

@@ -36,6 +36,7 @@ class Seen:
         steps: [s, w, y, x], a map of each word and step.
         timesteps: Of an existing picture, the noise at each step.
         first_step: The number of the first of `steps`.
+        command: What makes the picture again, if anything does.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Seen:
     steps: NDArray[np.float32]
     timesteps: tuple[int, ...]
     first_step: int = 1
+    command: str | None = None
 
     @property
     def maps(self) -> NDArray[np.float32]:
@@ -109,14 +111,11 @@ def _aligned(columns: Sequence[str], words: Sequence[str]) -> list[str]:
     return [*placed, *free]
 
 
-def write_page(
-    path: Path, prompt: str, views: Sequence[Seen], main: Seen, report: Mapping[str, Any], again: str | None
-) -> Path:
+def write_page(path: Path, prompt: str, views: Sequence[Seen], main: Seen, report: Mapping[str, Any]) -> Path:
     """The page: explorer, numbers, film strip and comparison.
 
     Args:
         report: The JSON document of the inspection.
-        again: The command that makes the picture; None where it was there.
 
     Raises:
         ResourceError: it cannot be written.
@@ -136,12 +135,12 @@ def write_page(
         ("explorer.js",),
         title=f"Where “{prompt}” looks",
         report=report,
-        again=again,
+        main=main.label,
         explorer={"peak": top, "main": views.index(main), "views": [_explored(view, len(views)) for view in views]},
         sheet=page.embedded(sheet(main, top), 1600),
         film=page.embedded(film(main), 1600),
         comparison=page.embedded(comparison(views, main, top), 1800) if len(views) > 1 else None,
-        shares=line_chart(f"Share of attention by {unit}", shares, unit=unit),
+        shares=line_chart(f"Share of attention, the {SERIES} most telling words", shares, unit=unit, marked=True),
         unit=unit,
     )
 
@@ -162,6 +161,7 @@ def _explored(view: Seen, views: int) -> dict[str, Any]:
     scaled = (frames / np.maximum(tops, 1e-12)[None, :, None, None] * 255).round().astype(np.uint8)
     return {
         "label": view.label,
+        "command": view.command,
         "picture": page.embedded(view.picture),
         "height": size[0],
         "width": size[1],

@@ -150,7 +150,8 @@ def _labels(stretch: Stretch, named: bool) -> Iterator[Markup]:
     start, end = stretch.band.start, stretch.band.end
     counted_from = start if named else 0.0
     wanted = max(1, int((stretch.right - stretch.left) / TICK_ROOM / 1.5))
-    ticks = _ticks(start - counted_from, end - counted_from, False, min(wanted, 5))
+    whole = float(start).is_integer() and float(end).is_integer()
+    ticks = _ticks(start - counted_from, end - counted_from, False, min(wanted, 5), whole=whole)
     if named:  # the end of a stage is always said, and its start, which is zero, never
         near = TICK_ROOM * 0.8
         inside = [tick for tick in ticks if near < stretch.place(tick + start) - stretch.left]
@@ -203,13 +204,13 @@ def _scale(low: float, high: float, log: bool) -> Callable[[float], float]:
     return lambda value: ((math.log10(value) if log else value) - low) / width
 
 
-def _ticks(low: float, high: float, log: bool, most: int = 5) -> list[float]:
+def _ticks(low: float, high: float, log: bool, most: int = 5, *, whole: bool = False) -> list[float]:
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     if low == high:
         return [low]
     inside: list[float] = []
-    for locator in (LogLocator(numticks=5), MaxNLocator(most)) if log else (MaxNLocator(most),):
+    for locator in (LogLocator(numticks=5), MaxNLocator(most)) if log else (MaxNLocator(most, integer=whole),):
         inside = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
         if len(inside) > 1:  # a decade may have one power of ten or none in it
             break

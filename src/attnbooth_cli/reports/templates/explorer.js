@@ -93,6 +93,9 @@
       });
     }
     element("frame").max = shown.frames.length - 1;
+    element("made-by").hidden = !shown.command;
+    element("made-by").querySelector("code").textContent = shown.command ?? "";
+    element("made-by").querySelector("button").dataset.copy = shown.command ?? "";
   };
 
   for (const view of views) {

@@ -119,7 +119,7 @@ part("again").addEventListener("click", () => {
 });
 document.addEventListener("keydown", (event) => {
   const elsewhere = event.target.closest?.("input, textarea, .scroll, pre") || part("viewer").open;
-  if (elsewhere || event.repeat || event.ctrlKey || event.altKey || event.metaKey || state.place < 0) return;
+  if (elsewhere || event.repeat || event.ctrlKey || event.altKey || event.shiftKey || event.metaKey || state.place < 0) return;
   const asking = !part("question").hidden;
   if (asking && event.key === "ArrowLeft") choose(0);
   else if (asking && event.key === "ArrowRight") choose(1);
