@@ -150,6 +150,30 @@ def test_inspections_that_cannot_be_made(cli: Cli, trained: Path, flags: list[st
     assert not (trained / "attention").exists()
 
 
+def test_an_inspection_takes_a_free_name_and_appears_whole(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnbooth_cli.engine import findings
+
+    flags = ("inspect-attn", trained, "a {}", "--steps", 1, "--no-base")
+    assert cli(*flags).code == 0
+    (first,) = (trained / "attention").iterdir()
+    kept = snapshot(first)
+
+    def full(_: object) -> str:
+        assert [path.name for path in (trained / "attention").glob("a-*-2")] == ["a-mushroom-0-2"]  # it is claimed
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(findings, "table", full)
+        assert cli(*flags).code == 6
+    assert [path.name for path in (trained / "attention").iterdir()] == ["a-mushroom-0"]
+    assert cli(*flags).code == 0
+    assert sorted(path.name for path in (trained / "attention").iterdir()) == ["a-mushroom-0", "a-mushroom-0-2"]
+    assert snapshot(first) == kept
+    assert (first / "maps.safetensors").stat().st_mode & 0o777 == (first / "attention.json").stat().st_mode & 0o777
+
+
 def test_no_prompt_and_no_picture(cli: Cli, trained: Path) -> None:
     done = cli("inspect-attn", trained)
     assert (done.code, done.err.splitlines()[0]) == (2, "error: no prompt was given")

@@ -37,7 +37,7 @@ from attnbooth_cli.events import Advanced, Emit, ignore
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, images_folder, open_project
-from attnbooth_cli.project.samples import free_name, save_picture, slug
+from attnbooth_cli.project.samples import save_picture, slug
 from attnbooth_cli.project.shell import generate_command
 from attnbooth_cli.reports import attention as drawn
 
@@ -335,7 +335,7 @@ def _look(
 def _written(project: Project, card: Card, text: str, views: Views, options: InspectOptions) -> Inspection:
     """Writes everything into a folder that appears when it is whole; files are named in the report relative to it."""
     main = views.main
-    place = free_name(project.attention, f"{slug(text.replace('{}', card.placeholder.category))}-{options.seed}", "")
+    stem = f"{slug(text.replace('{}', card.placeholder.category))}-{options.seed}"
     made = {"prompt": main.prompt, "seed": options.seed, **dataclasses.asdict(views.settings)}
     if options.picture is not None:  # nothing was sampled
         made |= {"source": str(options.picture), **dict.fromkeys(("steps", "guidance", "scheduler", "negative"))}
@@ -345,7 +345,7 @@ def _written(project: Project, card: Card, text: str, views: Views, options: Ins
     ]
     mine = eyes[views.shown.index(main)]
     peak = drawn.peak(eyes)
-    with durable.new_directory(place) as folder:
+    with durable.new_numbered_directory(project.attention, stem) as (folder, place):
         picture = save_picture(folder, "picture", main.picture, made)
         maps = {
             word: save_picture(folder, f"map-{slug(word)}", its, made).name

@@ -193,6 +193,26 @@ def new_directory(place: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_numbered_directory(parent: Path, stem: str) -> Iterator[tuple[Path, Path]]:
+    """`new_directory` at `stem`, or `stem-2` and so on, whichever is free; nobody else takes that name meanwhile.
+
+    Yields:
+        Where to write, and the place it will have.
+
+    Raises:
+        ResourceError: disk full, quota, read-only or permission denied.
+    """
+    place = claim_directory(parent, stem)
+    try:
+        with new_directory(place) as folder:
+            yield folder, place
+    except BaseException:
+        with contextlib.suppress(OSError):
+            place.rmdir()
+        raise
+
+
 def recover_directory(place: Path) -> None:
     """Puts back a folder that `new_directory` had moved aside when the process died."""
     old = _aside(place)
