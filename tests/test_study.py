@@ -344,3 +344,12 @@ def test_answers_that_cannot_be_believed(cli: Cli, study: Path, tmp_path: Path) 
         assert why in refused.err
     for flags in (["--study"], ["-n", "1"], ["--prompts", "live"], ["--report"]):
         assert cli("eval", "--tally", study / "key.json", file, *flags).code == 2
+
+
+def test_a_copy_of_a_project_is_no_other_method(cli: Cli, two: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    copied = shutil.copytree(two[0], tmp_path / "copy")
+    done = cli("eval", "--study", two[0], copied)
+    assert done.code == 2
+    assert "hold the same concept" in done.err

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnbooth_cli.cli.lines import folded
+from attnbooth_cli.project.shell import command
 
 if TYPE_CHECKING:
     from attnbooth_cli.engine.comparison import Difference, Row
@@ -61,7 +62,7 @@ def over_training_lines(root: Path, found: OverTraining) -> Iterator[str]:
         yield f"{row['name']:18}{row['identity']:8.4f}{row['text']:8.4f}{moved}{mark}"
     yield f"  {found.plot}"
     yield f"  {found.path}"
-    yield f"take another:  attnbooth take {root} MOMENT"
+    yield f"take another:  {command('take', root)} MOMENT"
 
 
 def comparison_lines(table: tuple[Row, ...]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from attnbooth_cli.engine.tally import KEY
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, ignore
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.shell import command
 from attnbooth_cli.reports.study_page import Choice, write_study_page
 
 PAGE = "study.html"
@@ -63,7 +64,7 @@ def make_study(
     shared = _require_alike(*sides)
     made, paths = 0, []
     for its in sides:
-        concept.verify(its.card, f"restore it from a copy, or attnbooth train {its.project.root} --restart")
+        concept.verify(its.card, f"restore it from a copy, or {command('train', its.project.root, '--restart')}")
         asked = [its.card.placeholder.prompt(text) for text in its.question.prompts]
         found, new = its.pictures_of(its.card, its.card.stage(options.stage), asked)
         paths.append([path for row in found for path in row])
@@ -89,6 +90,11 @@ def _require_alike(first: Sitting, second: Sitting) -> tuple[Path, ...]:
     cards = (first.card, second.card)
     if first.project.root.resolve() == second.project.root.resolve():
         raise InputError("a study needs two different projects", "attnbooth eval --study ONE OTHER")
+    if cards[0].document["files"] == cards[1].document["files"]:
+        raise InputError(
+            f"{first.project.root} and {second.project.root} hold the same concept: nobody could choose",
+            "compare two that were trained differently",
+        )
     categories = [card.placeholder.category for card in cards]
     if categories[0] != categories[1]:
         raise InputError(
