@@ -22,8 +22,9 @@ demo: install
 	$(BIN)/attnbooth inspect-attn $(DEMO) "a photo of a {} on the beach"
 	$(BIN)/attnbooth status $(DEMO)
 
+# A test is one thread; a file's tests share fixtures, so they stay together.
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 # The whole suite on the lowest versions that pyproject.toml allows.
 test-lowest:

@@ -106,7 +106,9 @@ def test_init_train_generate(generation: int, tmp_path: Path, capfd: pytest.Capt
     assert run(["inspect-attn", str(project), "a photo of a {}", "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
     assert len(report["layers"]) == 16
-    assert [word["word"] for word in report["words"]] == ["a", "photo", "of", "<my-cat>", "cat"]
+    assert [word["word"] for word in report["words"]] == [
+        "a", "photo", "of", "a (2)", "<my-cat>", "cat", "[start]", "[end]", "[padding]",
+    ]  # fmt: skip
 
 
 def test_a_text_encoder_that_was_not_really_read_is_refused(tmp_path: Path) -> None:
