@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from attnbooth_cli.reports import eval_page
-from attnbooth_cli.reports.eval_page import generate_command, pictures_shown, write_eval_page
+from attnbooth_cli.reports.eval_page import command_again, pictures_shown, write_eval_page
 from tests.browser import check_page, needs_chromium, opened
 from tests.conftest import EXAMPLE, Cli
 
@@ -101,14 +101,14 @@ def test_the_command_makes_the_picture_again(cli: Cli, trained: Path, prompts: P
     prompts.write_text(HOSTILE, encoding="utf-8")
     flags = ("--prompts", prompts, "-n", 1, "--seed", 5, "--stage", "attention", "--no-drift", "--report", "--json")
     done = cli("eval", trained, *flags).document
-    command = generate_command(trained, done, HOSTILE, 5)
+    command = command_again(trained, done, HOSTILE, 5)
     assert escaped(command) in Path(done["page"]).read_text(encoding="utf-8")
     program, *arguments = shlex.split(command)
     assert program == "attnbooth"
     (again,) = cli(*arguments, "--out", tmp_path / "again", "--json").document["pictures"]
     first, second = (np.asarray(Image.open(path), np.int16) for path in (trained / done["pictures"][0], again["path"]))
     assert np.abs(first - second).max() <= 1
-    assert " -- " in generate_command(Path("-cat"), done, "{}", 5)
+    assert " -- " in command_again(Path("-cat"), done, "{}", 5)
 
 
 def escaped(text: str) -> str:

@@ -6,13 +6,13 @@ Everything on it is in that document; the page adds what each number means, and 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.pictures import load
+from attnbooth_cli.project.shell import generate_command
 from attnbooth_cli.reports import page
 from attnbooth_cli.reports.cells import Cell, Column, Rows, number, whole, words
 from attnbooth_cli.reports.charts import Band, line_chart
@@ -116,23 +116,11 @@ def pictures_shown(report: Mapping[str, Any]) -> list[list[str]]:
     return [report["pictures"][start : start + most] for start in range(0, len(report["pictures"]), n)]
 
 
-def generate_command(project: Path, report: Mapping[str, Any], prompt: str, seed: int) -> str:
+def command_again(project: Path, report: Mapping[str, Any], prompt: str, seed: int) -> str:
     """The command that makes a scored picture again, as long as the project's concept is the one that was scored."""
-    protocol = report["protocol"]
-    settings = {
-        "--seed": seed,
-        "--steps": protocol["steps"],
-        "--guidance": protocol["guidance"],
-        "--scheduler": protocol["scheduler"],
-        "--size": f"{protocol['width']}x{protocol['height']}",
-        "--stage": report["stage"],
-        "--device": report["device"],
-        **({"--negative": protocol["negative"]} if protocol["negative"] else {}),
-    }
-    flags = [f"{name}={value}" for name, value in settings.items()]
-    what = [str(project), prompt]
-    arguments = [*flags, "--", *what] if any(word.startswith("-") for word in what) else [*what, *flags]
-    return shlex.join(["attnbooth", "generate", *arguments])
+    names = ("steps", "guidance", "width", "height", "scheduler", "negative")
+    settings = {name: report["protocol"][name] for name in names}
+    return generate_command(project, prompt, seed=seed, stage=report["stage"], device=report["device"], **settings)
 
 
 def compared(comparison: Sequence[Mapping[str, Any]]) -> Rows | None:
@@ -269,7 +257,7 @@ def _prompt(
             "prompt": row["prompt"],
             "src": page.embedded(project / path, side),
             "reference": names.index(its["nearest"]),
-            "command": generate_command(project, report, row["prompt"], its["seed"]) if in_concept else None,
+            "command": command_again(project, report, row["prompt"], its["seed"]) if in_concept else None,
         }
         for its, path in zip(row["pictures"], paths, strict=False)
     ]
