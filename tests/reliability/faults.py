@@ -68,8 +68,6 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _ACTIVE and event in EVENTS:
         writes = event in WRITING or (event == "open" and _opens_for_writing(arguments))
         _ACTIVE[0].called(event, arguments[0], writes)
-        if event in ("os.rename", "os.link"):
-            return
 
 
 def _opens_for_writing(arguments: tuple[Any, ...]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Cli, leftovers, quick, weights
-from tests.reliability.faults import Died, Kind, faults, spread
+from tests.reliability.faults import Kind, faults, spread
 
 TWO_STEPS = (
     *(f"--set=train.{stage}.steps=2" for stage in ("embedding", "attention", "unet")),
@@ -58,4 +58,3 @@ def test_train_and_resume(cli: Cli, reference: tuple[Path, dict[str, str]], tmp_
         assert done.code == 0, (what, done.err)
         assert weights(root) == expected, what
         assert leftovers(root) == [], what
-    assert Died

@@ -180,7 +180,8 @@ def check_options(prompt: str | None, options: InspectOptions) -> None:
         raise InputError(
             "--steps, --guidance and --negative are for pictures that are made", "leave them out, or --picture"
         )
-    assert options.selection
+    if options.step_range:
+        parse_steps(options.step_range)
 
 
 def _picture_at(project: Project, manifest: Manifest, named: Path | None) -> Image.Image | None:

@@ -195,9 +195,8 @@ class MapRecorder:
     def _wanted(self, height: int, heads: int) -> bool:
         asked = self.selection
         first, last = asked.steps or (1, self.step)
-        return (
-            asked.resolution in (None, height) and (asked.head is None or asked.head < heads) and first <= self.step
-        ) and self.step <= last
+        has_head = asked.head is None or asked.head < heads
+        return asked.resolution in (None, height) and has_head and first <= self.step <= last
 
     def _rows(self, batch: int) -> slice:
         """Where the asked-for branch stands in the batch."""
