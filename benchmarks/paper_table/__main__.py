@@ -23,12 +23,11 @@ from benchmarks.paper_table import page, units
 from benchmarks.paper_table.run import Desk, do
 from benchmarks.paper_table.units import Unit
 
-WORK = Path("build/paper_table")
+WORK = Path(__file__).parent / "record"
+"""Results and the sheet's pictures, kept in the repository, and the projects they come from, which are not."""
 DOCS = Path(__file__).parents[2] / "docs" / "comparison"
 PATIENCE = 5.0
 """Seconds between looks at what other processes are still doing."""
-SHOWN = (6, 8, 12, 18, 19, 21)
-"""Numbers of the prompts on the sheet: two environments, a colour, three styles."""
 
 
 def work_through(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> bool:
@@ -69,7 +68,7 @@ def write_page(work: Path) -> None:
         durable.write_text(DOCS / f"{name}.md", "\n".join(lines) + "\n")
     durable.write_bytes(DOCS / "scatter.png", page.scatter(found, best))
     durable.write_bytes(DOCS / "fast.png", page.fast_curve(work, units.fast_units(best)))
-    page.sheet(work, best, list(METHODS), units.concepts("test")[0], SHOWN).save(DOCS / "sheet.png", optimize=True)
+    page.sheet(work, best, list(METHODS)).save(DOCS / "sheet.png", optimize=True)
 
 
 def main() -> int:
@@ -85,8 +84,8 @@ def main() -> int:
     until = time.monotonic() + 60 * chosen.minutes
     desk, work = Desk(ComponentPool(keep=True)), chosen.work
     if chosen.step == "search":
-        done = work_through(units.rate_units(), work, desk, until)
-        return 0 if done and work_through(units.augmentation_units(work), work, desk, until) else 3
+        parts = (units.rate_units, lambda: units.finalist_units(work), lambda: units.augmentation_units(work))
+        return 0 if all(work_through(part(), work, desk, until) for part in parts) else 3
     best = units.best_choices(work)
     todo = units.table_units(best) if chosen.step == "table" else units.fast_units(best)
     return 0 if work_through(todo, work, desk, until) else 3

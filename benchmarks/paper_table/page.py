@@ -13,7 +13,7 @@ from PIL import Image
 from attnbooth_cli.engine import scores
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.reports.heatmaps import labelled_strip
-from benchmarks.paper_table.units import Choice, Unit, result, table_units
+from benchmarks.paper_table.units import SHOWN, Choice, Unit, concepts, result, strip_of, table_units
 
 Row = tuple[str, Choice]
 """A method (and its variant) and how it was trained."""
@@ -155,22 +155,20 @@ def scatter(found: Results, best: Mapping[str, Choice]) -> bytes:
     return _png(figure)
 
 
-def sheet(
-    work: Path, best: Mapping[str, Choice], methods: Sequence[str], concept: str, prompts: Sequence[int]
-) -> Image.Image:
+def sheet(work: Path, best: Mapping[str, Choice], methods: Sequence[str]) -> Image.Image:
     """The first picture of some prompts by each method at its best rates, the true pictures above; never picked."""
-    rows: dict[str, Image.Image] = {}
+    cells: dict[str, Image.Image] = {}
     for method in methods:
-        unit = Unit(method, best[family(method)], "test", concept)
-        found = result(work, unit)
-        if found is None:
+        unit = Unit(method, best[family(method)], "test", concepts("test")[0])
+        if not strip_of(work, unit).exists():
             continue
-        if not rows:
-            rows |= {f"true {number}": Image.open(unit.truth / f"{number + 1}.png") for number in prompts}
-        each = len(found["pictures"]) // 24
-        root = work / "projects" / unit.name
-        rows |= {f"{method} {number}": Image.open(root / found["pictures"][number * each]) for number in prompts}
-    return labelled_strip({name: its.convert("RGB") for name, its in rows.items()}, columns=len(prompts))
+        if not cells:
+            cells |= {f"true {number}": Image.open(unit.truth / f"{number + 1}.png") for number in SHOWN}
+        strip = Image.open(strip_of(work, unit))
+        for column, number in enumerate(SHOWN):
+            side = strip.height
+            cells[f"{method} {number}"] = strip.crop((column * side, 0, (column + 1) * side, side))
+    return labelled_strip({name: its.convert("RGB") for name, its in cells.items()}, columns=len(SHOWN))
 
 
 def _png(figure: Any) -> bytes:

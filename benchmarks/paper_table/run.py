@@ -26,7 +26,7 @@ from attnbooth_cli.engine.prompts import COMPLEX, EVALUATION
 from attnbooth_cli.engine.question import EvalOptions
 from attnbooth_cli.engine.training import train
 from benchmarks.judges import Classifier, InstanceEncoder, judged, load_classifier, load_instance_encoder
-from benchmarks.paper_table.units import Unit, samples, settings_of
+from benchmarks.paper_table.units import SHOWN, Unit, concepts, samples, settings_of, strip_of
 
 PICTURES = 2
 """Of each prompt."""
@@ -72,6 +72,8 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
     complex_ = evaluate(root, replace(asked, prompt_set="complex", drift=False, baseline=False), pool=desk.pool).report
     pictures = opened([root / name for name in found["pictures"]])
     references = opened(sorted(unit.images.iterdir()))
+    if (unit.split, unit.concept) == ("test", concepts("test")[0]):
+        save_strip([pictures[number * PICTURES] for number in SHOWN], strip_of(work, unit))
     shutil.rmtree(root / "concept", ignore_errors=True)
     shutil.rmtree(root / "runs", ignore_errors=True)
     return {
@@ -91,8 +93,17 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
         "second opinion": second_opinion(desk, unit, references, pictures),
         "untuned": {name: found["untuned"][name]["mean"] for name in ("identity", "text")},
         "truth": truth(desk, unit, references),
-        "pictures": found["pictures"],
     }
+
+
+def save_strip(pictures: Sequence[Image.Image], file: Path) -> None:
+    """Pictures beside one another."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    side = pictures[0].height
+    strip = Image.new("RGB", (side * len(pictures), side))
+    for column, picture in enumerate(pictures):
+        strip.paste(picture, (column * side, 0))
+    strip.save(file, quality=90)
 
 
 def forget_peak() -> None:

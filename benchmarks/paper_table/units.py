@@ -18,11 +18,14 @@ from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.project import durable
 
 CONCEPTS = Path(__file__).parents[1] / "concepts"
-FACTORS = (1.0, 3.0, 10.0, 30.0)
-"""What the search multiplies a method's published learning rates by, all of its stages' alike: the same four for every
-method, so that none has a larger budget."""
-SEARCH_CONCEPTS = 2
-"""Tuning concepts of the search."""
+FINALISTS = 2
+"""Factors of each method that the search tries on a second concept, the best of the first."""
+TABLE_CONCEPTS = 10
+"""Test concepts of the table."""
+PUBLISHED_CONCEPTS = 4
+"""Those of them on which methods are also trained at their published rates."""
+SHOWN = (6, 8, 12, 18, 19, 21)
+"""Numbers of the prompts on the sheet: two environments, a colour, three styles."""
 FAST_CONCEPTS = 4
 """Tuning concepts of the second look at fast mode."""
 
@@ -77,6 +80,9 @@ class Choice:
 
 
 PUBLISHED = Choice(1.0)
+CHOICES = tuple(Choice(factor) for factor in (1.0, 3.0, 10.0, 30.0))
+"""What the search multiplies a method's published learning rates by, all of its stages' alike: the same four for every
+method, so that none has a larger budget."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +133,24 @@ def concepts(split: str) -> list[str]:
 
 
 def rate_units() -> list[Unit]:
-    """The search's first part: every method that is no ablation, at every factor."""
-    names, choices = concepts("tuning")[:SEARCH_CONCEPTS], [Choice(factor) for factor in FACTORS]
-    return [Unit(method, choice, "tuning", name) for name in names for choice in choices for method in searched()]
+    """The search's first part: every method that is no ablation, at every factor, on one concept."""
+    return [Unit(method, choice, "tuning", _searched_on()[0]) for choice in CHOICES for method in searched()]
+
+
+def finalist_units(work: Path) -> list[Unit]:
+    """Its second part, when the first is done: each method's best factors on another concept."""
+    first, second = _searched_on()
+    return [
+        Unit(method, choice, "tuning", second)
+        for method in searched()
+        for choice in _ranked(work, method, CHOICES, [first])[:FINALISTS]
+    ]
 
 
 def augmentation_units(work: Path) -> list[Unit]:
-    """Its second part, when the first is done: each at its best factor again, its pictures augmented upright."""
-    factors = {method: _best(work, [Choice(factor) for factor in FACTORS], method) for method in searched()}
-    names = concepts("tuning")[:SEARCH_CONCEPTS]
-    return [Unit(method, Choice(its.factor, True), "tuning", name) for name in names for method, its in factors.items()]
+    """Its third part, when the second is done: each at its best factor again, its pictures augmented upright."""
+    best = [(method, _ranked(work, method, CHOICES)[0].factor) for method in searched()]
+    return [Unit(method, Choice(factor, True), "tuning", name) for name in _searched_on() for method, factor in best]
 
 
 def searched() -> list[str]:
@@ -145,13 +159,14 @@ def searched() -> list[str]:
 
 
 def table_units(best: Mapping[str, Choice], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
-    """Every method on every test concept at its best choice and as published; ablations and fast mode have the choice
-    of their method, and are not run as published."""
+    """Every method on the table's concepts at its best choice, and on the first of them as published; ablations and
+    fast mode have the choice of their method, and are not run as published."""
     units = []
-    for concept in concepts("test"):
+    for number, concept in enumerate(concepts("test")[:TABLE_CONCEPTS]):
         for method in methods:
             family = METHODS[method].family
-            choices = [best[family], PUBLISHED] if method == family else [best[family]]
+            as_published = method == family and number < PUBLISHED_CONCEPTS
+            choices = [best[family], PUBLISHED] if as_published else [best[family]]
             units += [Unit(method, choice, "test", concept) for choice in dict.fromkeys(choices)]
         units.append(Unit(ATTNDREAMBOOTH.name, best[ATTNDREAMBOOTH.name], "test", concept, "fast"))
     return units
@@ -199,6 +214,11 @@ def result(work: Path, unit: Unit) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
+def strip_of(work: Path, unit: Unit) -> Path:
+    """Where a unit's pictures for the sheet are, beside one another."""
+    return work / "strips" / f"{unit.name}.webp"
+
+
 def write_result(work: Path, unit: Unit, found: Mapping[str, Any]) -> None:
     """Ends a unit."""
     durable.write_json(work / "results" / f"{unit.name}.json", dict(found))
@@ -235,22 +255,26 @@ def best_choices(work: Path) -> dict[str, Choice]:
     augmentation or the upright one."""
     best = {}
     for method in searched():
-        own = _best(work, [Choice(factor) for factor in FACTORS], method)
-        best[method] = _best(work, [own, replace(own, upright=True)], method)
+        own = _ranked(work, method, CHOICES)[0]
+        best[method] = _ranked(work, method, [own, replace(own, upright=True)])[0]
     return best
 
 
-def _best(work: Path, choices: Sequence[Choice], method: str) -> Choice:
-    """The choice with the highest mean merit of those that were tried on every concept of the search."""
+def _searched_on() -> list[str]:
+    return concepts("tuning")[:2]
+
+
+def _ranked(work: Path, method: str, choices: Sequence[Choice], names: Sequence[str] | None = None) -> list[Choice]:
+    """The choices that were tried on all of these concepts (the search's), best mean merit first."""
     merits = {}
     for choice in choices:
-        found = [result(work, Unit(method, choice, "tuning", name)) for name in concepts("tuning")[:SEARCH_CONCEPTS]]
+        found = [result(work, Unit(method, choice, "tuning", name)) for name in names or _searched_on()]
         done = [merit(its) for its in found if its is not None]
         if len(done) == len(found):
             merits[choice] = sum(done) / len(done)
     if not merits:
         raise SystemExit(f"the search has not tried {method} yet: python -m benchmarks.paper_table search")
-    return max(merits, key=lambda choice: merits[choice])
+    return sorted(merits, key=lambda choice: merits[choice], reverse=True)
 
 
 def merit(found: Mapping[str, Any]) -> float:

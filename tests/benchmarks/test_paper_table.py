@@ -38,7 +38,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from attnbooth_cli.engine import gallery, sampling, session
 
     root = tmp_path_factory.mktemp("table")
-    for split, names in {"tuning": ("cat",), "test": ("mushroom",)}.items():
+    for split, names in {"tuning": ("cat", "mushroom"), "test": ("mushroom",)}.items():
         for name in names:
             folder = root / "concepts" / split / name
             shutil.copytree(EXAMPLE / name, folder / "images")
@@ -51,8 +51,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     options = run.options_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(units, "CONCEPTS", root / "concepts")
-        patch.setattr(units, "FACTORS", (3.0,))
-        patch.setattr(units, "SEARCH_CONCEPTS", 1)
+        patch.setattr(units, "CHOICES", (Choice(3.0),))
+        patch.setattr(units, "FINALISTS", 1)
         patch.setattr(units, "searched", lambda: list(METHODS[:2]))  # an ablation has no search of its own
         patch.setattr(units.table_units, "__defaults__", (METHODS,))
         patch.setattr(run, "PICTURES", 1)
@@ -74,10 +74,15 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
         units.best_choices(small)
     assert not command.work_through(units.rate_units(), small, desk, until=0)
     assert command.work_through(units.rate_units(), small, desk, ever)
+    with pytest.raises(SystemExit, match="not tried attndreambooth yet"):  # on both concepts
+        units.best_choices(small)
+    finalists = units.finalist_units(small)
+    assert [(unit.method, unit.concept) for unit in finalists] == [(method, "mushroom") for method in METHODS[:2]]
+    assert command.work_through(finalists, small, desk, ever)
     augmented = units.augmentation_units(small)
-    assert [unit.choice for unit in augmented] == [Choice(3.0, upright=True)] * 2
+    assert {unit.choice for unit in augmented} == {replace(unit.choice, upright=True) for unit in finalists}
     assert command.work_through(augmented, small, desk, ever)
-    assert {choice.factor for choice in units.best_choices(small).values()} == {3.0}
+    assert {choice.factor for choice in units.best_choices(small).values()} == {its.choice.factor for its in finalists}
     best = {"attndreambooth": Choice(3.0, upright=True), "textual-inversion": PUBLISHED}
     table = units.table_units(best)
     assert [(unit.label, unit.choice) for unit in table] == [
@@ -154,6 +159,7 @@ def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: 
 
 def test_the_best_choice_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "searched", lambda: ["lora"])
+    monkeypatch.setattr(units, "CHOICES", tuple(map(Choice, (1.0, 3.0, 10.0, 30.0))))
     names = units.concepts("tuning")[:2]
 
     def score(choice: Choice, *identities: float) -> None:
@@ -164,6 +170,7 @@ def test_the_best_choice_is_that_of_most_merit(tmp_path: Path, monkeypatch: pyte
     score(Choice(1.0), 0.5, 0.5)
     score(Choice(3.0), 0.4, 0.8)
     score(Choice(10.0), 0.99)  # not tried on both: no judgement yet
+    assert {unit.choice for unit in units.finalist_units(tmp_path)} == {Choice(10.0), Choice(1.0)}
     assert units.best_choices(tmp_path) == {"lora": Choice(3.0)}
     assert {unit.choice for unit in units.augmentation_units(tmp_path)} == {Choice(3.0, upright=True)}
     score(Choice(3.0, upright=True), 0.7, 0.7)
