@@ -32,7 +32,7 @@ OPTIONS_OF = run.options_of
 """As it is, before `small` shortens what it says."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A work folder; the concepts are the examples, their true pictures stand-ins."""
     from attnbooth_cli.engine import gallery, sampling, session
