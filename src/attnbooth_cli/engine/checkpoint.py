@@ -21,9 +21,9 @@ from attnbooth_cli.engine.methods import STAGE_NAMES, StageName
 from attnbooth_cli.engine.weights import read_tensors, write_tensors
 from attnbooth_cli.errors import DamagedError
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.schema import present, up_to_date
 
 MARKER = "checkpoint.json"
-SCHEMA = 1
 KEPT = 2
 """Resumable checkpoints kept per run; older ones go after the newest is durable."""
 
@@ -67,7 +67,7 @@ def save(
         for name, tensors in parts.items():
             write_tensors(temporary / f"{name}.safetensors", tensors)
         document = {
-            "schema": SCHEMA,
+            "schema": present("checkpoint"),
             "stage": stage,
             "step": step,
             "scaler": state,
@@ -82,9 +82,11 @@ def read(folder: Path) -> Checkpoint:
 
     Raises:
         DamagedError: not whole.
+        InputError: a newer version wrote it.
     """
     try:
         document = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        document = up_to_date("checkpoint", document, folder / MARKER)
         for name, expected in document["files"].items():
             if Path(name).name != name or durable.sha256(folder / name) != expected:
                 raise DamagedError(f"{folder / name} does not match its recorded hash")
@@ -96,7 +98,11 @@ def read(folder: Path) -> Checkpoint:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """The newest whole checkpoint under `folder`, and a sentence for each newer one that had to be skipped."""
+    """The newest whole checkpoint under `folder`, and a sentence for each newer one that had to be skipped.
+
+    Raises:
+        InputError: a newer version wrote one, which training on from here would delete.
+    """
     skipped: list[str] = []
     for path in sorted(_checkpoints(folder), key=_order, reverse=True):
         try:

@@ -32,10 +32,10 @@ from attnbooth_cli.engine.weights import read_tensors, write_tensors
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.schema import present, up_to_date
 from attnbooth_cli.project.shell import command
 from attnbooth_cli.project.state import now
 
-SCHEMA = 1
 CARD = "concept.json"
 EMBEDDINGS = "learned_embeds.safetensors"
 ATTENTION = "stages/attention.safetensors"
@@ -123,7 +123,7 @@ def publish(place: Path, result: Result) -> None:
             unet.save_config(folder / "unet")
             write_tensors(folder / UNET, {name: tensor.to(dtype) for name, tensor in unet.state_dict().items()})
         document = {
-            "schema": SCHEMA,
+            "schema": present("concept"),
             "attnbooth": __version__,
             "created": now(),
             "run": result.run,
@@ -185,9 +185,7 @@ def open_card(folder: Path, remedy: str) -> Card:
     """
     path = folder / CARD
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] > SCHEMA:
-            raise InputError(f"{path} was written by a newer attnbooth", "upgrade attnbooth")
+        document = up_to_date("concept", json.loads(path.read_text(encoding="utf-8")), path)
         stages = tuple(stage for stage in STAGE_NAMES if stage in document["stages"])
         if not stages:
             raise ValueError("no stage")
@@ -195,7 +193,7 @@ def open_card(folder: Path, remedy: str) -> Card:
         with_category = bool(document.get("with_category", True))
         concept = placeholder(document["token"], len(document["tokens"]), document["category"], with_category)
         return Card(folder, concept, stages, step, bool(document["smoke"]), str(document["run"]), document)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} cannot be read ({error})", remedy) from None
 
 

@@ -23,6 +23,7 @@ from attnbooth_cli.events import Emit, Event
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.lock import locked
 from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.schema import present, up_to_date
 from attnbooth_cli.project.shell import command
 from attnbooth_cli.project.state import Run, State, new_run_name, now, read_json_object, read_state, write_state
 
@@ -92,13 +93,15 @@ def read_plan(folder: RunFolder) -> Plan:
 
     Raises:
         DamagedError: it is missing or damaged.
+        InputError: a newer version wrote it.
     """
-    document = read_json_object(folder.plan)
-    if document is None or "plan" not in document:
+    try:
+        document = up_to_date("plan", read_json_object(folder.plan) or {}, folder.plan)
+        return plan_from_json(json.dumps(document["plan"]), str(folder.plan))
+    except (KeyError, ValueError):
         raise DamagedError(
             f"{folder.plan} is missing or damaged", f"begin again: {command('train', folder.project.root, '--restart')}"
-        )
-    return plan_from_json(json.dumps(document["plan"]), str(folder.plan))
+        ) from None
 
 
 def run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
@@ -137,7 +140,7 @@ def new_run(project: Project, plan: Plan, *, fast: bool) -> Run:
     durable.write_json(
         folder.plan,
         {
-            "schema": 1,
+            "schema": present("plan"),
             "created": run.created,
             "digest": run.digest,
             "smoke": run.smoke,

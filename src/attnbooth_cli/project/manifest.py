@@ -6,6 +6,7 @@ at once. A run never writes this file. Never imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -17,8 +18,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from attnbooth_cli.errors import InputError
+from attnbooth_cli.project.schema import present, up_to_date
 
-SCHEMA = 1
 MAX_MANIFEST_BYTES = 1_000_000
 
 Positive = Annotated[int, Field(gt=0)]
@@ -117,7 +118,7 @@ class BaseTable(_Table):
 class Manifest(_Table):
     """The whole of `attnbooth.toml`."""
 
-    schema_: Annotated[int, Field(alias="schema")]
+    schema_: Annotated[int, Field(alias="schema", ge=1)]
     concept: ConceptTable
     base: BaseTable
     train: TrainTable = TrainTable()
@@ -159,11 +160,8 @@ def read_manifest(path: Path) -> Manifest:
         InputError: missing, unreadable, not TOML, of a newer schema, or invalid; the message lists every problem.
     """
     document, text = _read_toml(path, "this is not a concept project; run: attnbooth init")
-    schema = document.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise InputError(
-            f"{path} has schema {schema}; this attnbooth reads up to {SCHEMA}", "upgrade attnbooth; nothing was changed"
-        )
+    with contextlib.suppress(ValueError):  # of no version at all: said below with what else is wrong
+        document = up_to_date("manifest", document, path)
     return _validate(Manifest, document, path, text)
 
 
@@ -218,7 +216,7 @@ def manifest_text(
     resolution_line = f"resolution = {resolution}" if resolution else f"# resolution = {native_resolution}"
     return f"""\
 # A concept project of attnbooth. This file is yours: no run ever writes it.
-schema = {SCHEMA}
+schema = {present("manifest")}
 
 [concept]
 name = {quote(name)}

@@ -5,6 +5,7 @@ Never imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, replace
@@ -14,11 +15,10 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from attnbooth_cli.errors import InputError
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.schema import present, up_to_date
 
-SCHEMA = 1
 Status = Literal["unfinished", "diverged", "done"]
 
 
@@ -74,9 +74,8 @@ def read_state(project: Project) -> State:
     """
     try:
         document = json.loads(project.state.read_text(encoding="utf-8"))
-        schema = document.pop("schema")
-        if schema > SCHEMA:
-            raise InputError(f"{project.state} has schema {schema}; this attnbooth reads up to {SCHEMA}", "upgrade it")
+        document = up_to_date("state", document, project.state)
+        del document["schema"]
         return TypeAdapter(State).validate_python(document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return _rebuilt(project)
@@ -88,7 +87,7 @@ def write_state(project: Project, state: State) -> None:
     Raises:
         ResourceError: it cannot be written.
     """
-    durable.write_json(project.state, {"schema": SCHEMA, **dataclasses.asdict(state)})
+    durable.write_json(project.state, {"schema": present("state"), **dataclasses.asdict(state)})
 
 
 def new_run_name(project: Project, label: str) -> str:
@@ -119,6 +118,8 @@ def _rebuilt(project: Project) -> State:
         document = read_json_object(path)
         if document is None or not isinstance(document.get("digest"), str):
             continue
+        with contextlib.suppress(ValueError):  # what it lacks is known when its plan is needed
+            document = up_to_date("plan", document, path)
         name = path.parent.name
         stages, done = _logged(path.parent / "events.jsonl")
         run = Run(
