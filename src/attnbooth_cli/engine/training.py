@@ -39,6 +39,7 @@ from attnbooth_cli.engine.preparation import (
     prepare,
 )
 from attnbooth_cli.engine.prompting import KINDS
+from attnbooth_cli.engine.requirements import require_disk, require_memory
 from attnbooth_cli.engine.runs import (
     RunFolder,
     is_current,
@@ -71,7 +72,6 @@ from attnbooth_cli.events import (
     Warned,
     ignore,
 )
-from attnbooth_cli.project import durable
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.shell import command
@@ -199,8 +199,10 @@ def _execute(
     device = resolve_device(plan.device)
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
     components = pool.take(base)
-    _require_space(folder, plan, components)
-    source = _source(picture_paths, plan, components.to(accelerator.device))
+    require_disk(folder.root, plan, components.unet)
+    components.to(accelerator.device)
+    require_memory(plan, components.unet, accelerator.device)
+    source = _source(picture_paths, plan, components)
     subject = _subject(components, source, plan, emit)
     if any(stage.prior_weight for stage in plan.stages_until(until)):
         subject = replace(subject, prior=_prior(folder, plan, base, components, accelerator, emit))
@@ -424,16 +426,3 @@ def _source(paths: list[Path], plan: Plan, components: Components) -> LatentSour
         augment=AUGMENTATIONS[plan.augmentation],
         pool=plan.augmentation_pool,
     )
-
-
-def _require_space(folder: RunFolder, plan: Plan, components: Components) -> None:
-    """Refuses a run whose states and results would not fit (three states at once while the oldest is replaced)."""
-    parameters = sum(parameter.numel() for parameter in components.unet.parameters())
-    unet_steps = next((stage.steps for stage in plan.stages if stage.name == "unet" and stage.enabled), 0)
-    if not unet_steps:
-        parameters //= 4  # cross-attention is a small part of any U-Net
-    state = parameters * 4 * 3  # weights and two moments, float32
-    states = checkpoint.KEPT + 1 if plan.checkpoint_every else 1
-    snapshots = unet_steps // plan.snapshot_every if plan.snapshot_every else 0
-    concepts = parameters * (2 if plan.save_precision == "float16" else 4) * (snapshots + 2)
-    durable.require_free_space(folder.root, states * state + concepts, "the checkpoints, snapshots and the concept")
