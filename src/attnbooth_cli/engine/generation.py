@@ -24,7 +24,7 @@ from attnbooth_cli.engine.tokens import check_length, maximum_length
 from attnbooth_cli.engine.vocabulary import warn_of_unknown_words
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Advanced, Emit, Warned, ignore
-from attnbooth_cli.project import pictures
+from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.samples import find_pictures, save_picture, slug
 from attnbooth_cli.reports.grids import contact_sheet
@@ -115,6 +115,7 @@ def generate(
     if scheduler not in SCHEDULERS:
         raise InputError(f"there is no scheduler {scheduler!r}", f"schedulers: {', '.join(SCHEDULERS)}")
     project, _ = open_project(Path(root))
+    durable.remove_temporaries(project.root, durable.ABANDONED)
     card = concept.read_card(project)
     requests = [Request(card.placeholder.prompt(text), seed + i) for text in prompts for i in range(n)]
     loaded = load_concept(project, card, stage, device, precision, emit)

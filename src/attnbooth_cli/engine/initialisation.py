@@ -125,6 +125,7 @@ def init(
     for warning in pictures.warnings_about(survey, resolution or base.resolution):
         emit(Warned(warning))
     with _made_or_removed(project.root), locked(project.root):
+        durable.remove_temporaries(project.root, durable.ABANDONED)
         copied = pictures.copy_in(survey, project.root / "images")
         text = manifest_text(
             name=project.name[:100],

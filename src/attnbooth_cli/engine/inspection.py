@@ -153,6 +153,7 @@ def inspect_attention(
     options = options or InspectOptions()
     check_options(prompt, options)
     project, manifest = open_project(Path(root))
+    durable.remove_temporaries(project.root, durable.ABANDONED)
     card = concept.read_card(project)
     text = prompt if prompt is not None else str(card.document["plan"]["prompts"][0])
     card.placeholder.prompt(text)  # refuses one that names no concept before anything is loaded

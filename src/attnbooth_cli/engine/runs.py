@@ -84,7 +84,8 @@ def only_writer(project: Project) -> Iterator[None]:
     with locked(project.root):
         durable.recover_directory(project.concept)
         for folder in (project.runs, project.root / "images"):
-            durable.remove_temporaries(folder)
+            durable.remove_temporaries(folder, older_than=0)
+        durable.remove_temporaries(project.root, durable.ABANDONED)  # others may be generating and scoring
         yield
 
 

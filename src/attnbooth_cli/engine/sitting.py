@@ -125,6 +125,7 @@ def open_sitting(
         DamagedError: files of the project cannot be read.
     """
     project, manifest = open_project(Path(root))
+    durable.remove_temporaries(project.root, durable.ABANDONED)
     card = card_of(project)
     base = resolve(card.document["base"]["model"], revision=card.document["base"]["revision"])
     if weights_sha256(base) != card.document["base"]["sha256"]:

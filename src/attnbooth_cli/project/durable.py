@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any
 from attnbooth_cli.errors import ResourceError
 
 TEMPORARY_PREFIX = ".attnbooth-tmp-"
+ABANDONED = 3600.0
+"""Seconds after which a temporary file nobody has written to is what a dead process left: writing one takes moments."""
 
 
 @contextlib.contextmanager
@@ -226,13 +229,20 @@ def present(place: Path) -> Path:
     return old if old.is_dir() and not place.exists() else place
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Deletes what interrupted writes left anywhere below `folder`. Only for whoever alone may write there."""
+def remove_temporaries(folder: Path, older_than: float) -> None:
+    """Deletes what interrupted writes left anywhere below `folder`, as far as it can.
+
+    Args:
+        older_than: Seconds since they were last written to: `ABANDONED`, or 0 for whoever alone may write there.
+    """
     for path in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only place; or another command was quicker
+            if time.time() - path.stat().st_mtime < older_than:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def sha256(path: Path) -> str:
