@@ -161,3 +161,12 @@ def make_starts(folder: Path, call: Cli) -> dict[str, Path]:
         call("train", starts["interrupted"], *TWO_STEPS, "-q")
     assert not (starts["interrupted"] / "concept").exists()
     return starts
+
+
+def declared_two_steps(root: Path) -> None:
+    """Writes `TWO_STEPS` into a project's manifest, for commands without options."""
+    lines = [argument.removeprefix("--set=") for argument in TWO_STEPS]
+    manifest = root / "attnbooth.toml"
+    kept = [line for line in manifest.read_text().splitlines() if line != "[train]" and not line.startswith("#")]
+    values = [line.replace("float32", '"float32"').removeprefix("train.") for line in lines]
+    manifest.write_text("\n".join([*kept, "[train]", *values]) + "\n")
