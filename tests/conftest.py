@@ -277,7 +277,7 @@ def read_only(folder: Path) -> Iterator[None]:
         finally:
             folder.chmod(0o755)
         return
-    commands = (["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder])
+    commands = (["mount", "--bind", str(folder), str(folder)], ["mount", "-o", "remount,bind,ro", str(folder)])
     try:
         for command in commands:
             if subprocess.run(command, capture_output=True).returncode:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import safetensors.torch
 
 Kind = Literal["dies", "is full"]
 EVENTS = frozenset(
@@ -81,10 +82,8 @@ sys.addaudithook(_hook)  # cannot be taken away again; without an active `Faults
 @contextlib.contextmanager
 def faults(root: Path, at: int = 0, kind: Kind = "dies") -> Iterator[Faults]:
     """Lets the `at`-th call below `root` go wrong during the block; a death ends the block."""
-    from attnbooth_cli.engine import weights
-
     active = Faults(root, at, kind)
-    fsync, save_file = os.fsync, weights.save_file
+    fsync, save_file = os.fsync, safetensors.torch.save_file
 
     def counted_fsync(descriptor: int) -> None:
         active.called("fsync", Path(f"/proc/self/fd/{descriptor}").readlink(), True)
@@ -96,7 +95,7 @@ def faults(root: Path, at: int = 0, kind: Kind = "dies") -> Iterator[Faults]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", counted_fsync)
-        patch.setattr(weights, "save_file", counted_save_file)
+        patch.setattr("attnbooth_cli.engine.weights.save_file", counted_save_file)
         _ACTIVE.append(active)
         try:
             yield active

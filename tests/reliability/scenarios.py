@@ -5,15 +5,20 @@ The suite tries some of their file-system calls, `python -m benchmarks.soak` all
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.conftest import Cli, example_project, leftovers, pictures, weights
+import pytest
+
+from tests.conftest import Cli, Outcome, example_project, leftovers, pictures, quick, weights
 from tests.reliability.faults import Kind, faults
 
 TWO_STEPS = (
@@ -170,3 +175,35 @@ def declared_two_steps(root: Path) -> None:
     kept = [line for line in manifest.read_text().splitlines() if line != "[train]" and not line.startswith("#")]
     values = [line.replace("float32", '"float32"').removeprefix("train.") for line in lines]
     manifest.write_text("\n".join([*kept, "[train]", *values]) + "\n")
+
+
+@contextlib.contextmanager
+def in_process(folder: Path) -> Iterator[dict[str, Trial]]:
+    """Every scenario, tried in this process outside a test: pictures in few steps, nothing said."""
+    from attnbooth_cli.cli.app import run
+    from attnbooth_cli.engine import gallery, sampling
+
+    def call(*arguments: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return Outcome(run([*map(str, arguments)]), out.getvalue(), err.getvalue())
+
+    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch, quick():
+        patch.setattr(
+            gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=3), m)
+        )
+        starts = make_starts(Path(scratch) / "starts", call)
+        yield {name: Trial(its, starts, Path(scratch) / name / "p", call) for name, its in SCENARIOS.items()}
+
+
+def try_all(trial: Trial, kind: Kind, record: Path, say: Callable[[str], None]) -> int:
+    """Lets every call go wrong in turn, but those a record says have been tried; gives how many that were."""
+    calls, expected = trial.undisturbed(kind)
+    done = set(record.read_text().split()) if record.exists() else set()
+    for number in range(1, len(calls) + 1):
+        if str(number) not in done:
+            trial.disturbed(number, kind, expected)
+            with record.open("a") as file:
+                file.write(f"{number}\n")
+            say(f"{record.stem}: {number} of {len(calls)}, {calls[number - 1]}")
+    return len(calls)
