@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from attnbooth_cli.engine import requirements
 from attnbooth_cli.engine.base_models import bundled_folder
 from attnbooth_cli.engine.preparation import TrainOptions, prepare
-from tests.conftest import SHORT, Cli
+from tests.conftest import SHORT, Cli, weights
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -59,6 +60,25 @@ def test_the_memory_asked_for_is_what_the_optimizer_comes_to_hold(interrupted: P
     assert counts["attention"] * 12 == pytest.approx(held, rel=1e-3)  # beside the moments: a step a tensor
     assert counts["unet"] == unet.num_parameters()
     assert counts["embedding"] == 0
+
+
+def test_deterministic_kernels_are_asked_for_during_training_only(
+    cli: Cli, project: Path, trained_once: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnbooth_cli.engine import training
+
+    run_stage, seen = training.run_stage, []
+
+    def observed(*arguments: Any, **options: Any) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        run_stage(*arguments, **options)
+
+    monkeypatch.setattr(training, "run_stage", observed)
+    assert cli("train", project, *SHORT, "--deterministic", "--until", "attention", "-q").code == 0
+    assert cli("train", project, *SHORT, "--no-deterministic", "-q").code == 0  # the same run: the CPU always is
+    assert seen == [True, True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert weights(project) == weights(trained_once)
 
 
 def test_free_memory_is_less_after_it_is_taken() -> None:

@@ -61,6 +61,13 @@ def train(
         int | None,
         typer.Option(min=0, help="Keep the concept every N steps, for eval. [env: ATTNBOOTH_TRAIN_SNAPSHOT_EVERY]"),
     ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(
+            "--deterministic/--no-deterministic",
+            help="Only kernels that give the same bits every time; slower. [env: ATTNBOOTH_TRAIN_DETERMINISTIC]",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, such as train.unet.steps=300; may be repeated.")
     ] = None,
@@ -94,6 +101,7 @@ def train(
         save_precision=save_precision,
         sample_every=sample_every,
         snapshot_every=snapshot_every,
+        deterministic=deterministic,
         settings=tuple(settings or ()),
     )
     declaration = Declaration(category, model, token, resolution)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -51,6 +52,25 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     # Emulated bf16, which older cards offer too, is slower than fp16.
     native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if native else "fp16"
+
+
+@contextlib.contextmanager
+def same_bits(wanted: bool) -> Iterator[None]:
+    """Lets PyTorch use only kernels that give the same bits every time, during the block.
+
+    Source: PyTorch's notes on reproducibility; cuBLAS reads its variable when the first of its handles is made. What
+    has no such kernel still runs, and PyTorch warns of it.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def make_accelerator(device: torch.device, precision: str) -> Any:

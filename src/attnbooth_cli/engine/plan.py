@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "train.snapshot_every": 0,  # 0: none; the end of each stage is kept in any case
     "train.micro_batch_size": 0,  # 0: the whole batch at once
     "train.gradient_checkpointing": False,
+    "train.deterministic": False,  # on GPUs it costs time and memory
     "train.regulariser": True,
     "train.augmentation": "published",  # the reference's dataset class
     "train.augmentation_pool": 0,  # 0: a fresh augmentation for every draw
@@ -49,11 +50,11 @@ _STAGE_KEYS = (
 _PLAIN_KEYS = (
     "method", "schedule", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
     "sample_every", "snapshot_every", "micro_batch_size", "gradient_checkpointing", "regulariser", "augmentation",
-    "augmentation_pool", "prior_pictures",
+    "augmentation_pool", "prior_pictures", "deterministic",
 )  # fmt: skip
 _NOT_IDENTITY = {
     "schedule", "device", "checkpoint_every", "sample_every", "snapshot_every", "micro_batch_size",
-    "gradient_checkpointing",
+    "gradient_checkpointing", "deterministic",
 }  # fmt: skip
 
 _SPOKEN = ("command line", "--set")
@@ -128,6 +129,7 @@ class Plan:
     prior_pictures: int
     smoke: bool
     origins: dict[str, str]
+    deterministic: bool = False  # older plans do not say
 
     def stages_until(self, until: StageName | None) -> tuple[Stage, ...]:
         """The enabled stages up to and including `until` (all of them for None)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import platformdirs
@@ -31,11 +31,12 @@ class TrainOptions:
     save_precision: str | None = None
     sample_every: int | None = None
     snapshot_every: int | None = None
+    deterministic: bool | None = None
     settings: tuple[str, ...] = ()
 
     def flags(self) -> dict[str, object]:
         """The flags as settings."""
-        names = ("method", "seed", "device", "precision", "save_precision", "sample_every", "snapshot_every")
+        names = (field.name for field in fields(self) if field.name not in ("fast", "smoke", "settings"))
         return {f"train.{name}": getattr(self, name) for name in names}
 
 

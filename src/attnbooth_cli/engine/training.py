@@ -26,6 +26,7 @@ from attnbooth_cli.engine.devices import (
     make_accelerator,
     resolve_device,
     resolve_precision,
+    same_bits,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
 from attnbooth_cli.engine.gallery import Shelf, fill
@@ -125,18 +126,9 @@ def train(
             emit(_nothing_to_do(project, run))
             return project
         as_asked = continued(read_plan(RunFolder(project, run.name)), plan)
-        _execute(
-            project,
-            prepared.manifest,
-            run,
-            as_asked,
-            prepared.base,
-            until,
-            emit,
-            should_stop,
-            pool or ComponentPool(),
-            report,
-        )
+        pool, manifest, base = pool or ComponentPool(), prepared.manifest, prepared.base
+        with same_bits(as_asked.deterministic):
+            _execute(project, manifest, run, as_asked, base, until, emit, should_stop, pool, report)
     return project
 
 
@@ -174,8 +166,9 @@ def resume(
         if run.status == "done" and wanted <= set(run.stages) and is_current(project, run):
             emit(_nothing_to_do(project, run))
             return project
-        base = base_of_plan(plan)
-        _execute(project, manifest, run, plan, base, until, emit, should_stop, pool or ComponentPool(), report)
+        base, pool = base_of_plan(plan), pool or ComponentPool()
+        with same_bits(plan.deterministic):
+            _execute(project, manifest, run, plan, base, until, emit, should_stop, pool, report)
     return project
 
 

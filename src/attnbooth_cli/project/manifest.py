@@ -64,6 +64,7 @@ class TrainTable(_Table):
     snapshot_every: Annotated[int, Field(ge=0)] | None = None
     micro_batch_size: Annotated[int, Field(ge=0)] | None = None
     gradient_checkpointing: bool | None = None
+    deterministic: bool | None = None
     regulariser: bool | None = None
     augmentation: Literal["published", "upright", "stretched", "cropped", "none"] | None = None
     augmentation_pool: Annotated[int, Field(ge=0, le=100_000)] | None = None
