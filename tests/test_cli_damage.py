@@ -354,3 +354,22 @@ def test_a_state_that_is_not_finite_is_never_saved(cli: Cli, project: Path) -> N
     assert done.code == 8
     for path in project.glob("runs/*/checkpoints/*/weights.safetensors"):
         assert all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnbooth_cli.engine import loop
+
+    calls = 0
+
+    def spoiled(parameters: loop.Parameters, accelerator: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # the second step of stage attention
+            next(iter(parameters.values())).grad.view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(loop, "add_over_processes", spoiled)
+    done = cli("train", project, *SHORT, "--set=train.checkpoint_every=1", "--json")
+    assert done.code == 8
+    assert "stage attention" in done.err
+    (last,) = project.glob("runs/*/checkpoints/attention-000001")
+    assert all(bool(tensor.isfinite().all()) for tensor in load_file(last / "weights.safetensors").values())
