@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["diffusers", "transformers", "attnbooth_cli.engine.training", "tests.conftest"])
+CONTEXT.set_forkserver_preload(["tests.reliability.warm"])
 TIMEOUT = 120.0
 
 

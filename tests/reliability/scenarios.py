@@ -169,8 +169,8 @@ def make_starts(folder: Path, call: Cli) -> dict[str, Path]:
 
 
 def declared_two_steps(root: Path) -> None:
-    """Writes `TWO_STEPS` into a project's manifest, for commands without options."""
-    lines = [argument.removeprefix("--set=") for argument in TWO_STEPS]
+    """Writes `TWO_STEPS`, without the snapshots, into a project's manifest, for commands without options."""
+    lines = [argument.removeprefix("--set=") for argument in TWO_STEPS if "snapshot" not in argument]
     manifest = root / "attnbooth.toml"
     kept = [line for line in manifest.read_text().splitlines() if line != "[train]" and not line.startswith("#")]
     values = [line.replace("float32", '"float32"').removeprefix("train.") for line in lines]

@@ -15,7 +15,7 @@ from tests.reliability.faults import Kind, spread
 from tests.reliability.scenarios import SCENARIOS, Trial, make_starts
 
 TODAY = datetime.now(UTC).toordinal()
-TRIED = {"init": 8, "train": 3, "resume": 3, "generate": 4, "eval": 3}
+TRIED = {"init": 6, "train": 2, "resume": 2, "generate": 3, "eval": 2}
 
 
 @pytest.fixture(scope="module")
