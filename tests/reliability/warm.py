@@ -1,4 +1,4 @@
-"""Imports all that a command comes to import, for processes forked from this one. Computes nothing: threads do not fork.
+"""Imports what a command comes to import, for processes forked from this one. Computes nothing: threads do not fork.
 
 Some of it diffusers and transformers import only when a model is loaded.
 """
