@@ -21,10 +21,11 @@ from attnbooth_cli.engine.plan import Plan, differences, plan_from_json, plan_js
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.events import Emit, Event
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.documents import read_json_object
 from attnbooth_cli.project.lock import locked
 from attnbooth_cli.project.project import Project
 from attnbooth_cli.project.shell import command
-from attnbooth_cli.project.state import Run, State, new_run_name, now, read_json_object, read_state, write_state
+from attnbooth_cli.project.state import Run, State, new_run_name, now, read_state, write_state
 
 
 @dataclass(frozen=True)

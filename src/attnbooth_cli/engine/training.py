@@ -72,10 +72,11 @@ from attnbooth_cli.events import (
     ignore,
 )
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.documents import read_json_object
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.shell import command
-from attnbooth_cli.project.state import Run, State, read_json_object, read_state
+from attnbooth_cli.project.state import Run, State, read_state
 
 
 def train(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -253,7 +254,10 @@ def _toml_string(text: str) -> str:
 
 def _read_toml(path: Path, hint: str) -> tuple[dict[str, Any], str]:
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path} is not a file", hint or None)
+        if status.st_size > MAX_MANIFEST_BYTES:
             raise InputError(f"{path} is larger than {MAX_MANIFEST_BYTES // 1_000_000} MB", "this is not a manifest")
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text), text

@@ -10,12 +10,13 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.documents import read_document, read_json_object
 from attnbooth_cli.project.project import Project
 
 SCHEMA = 1
@@ -73,7 +74,7 @@ def read_state(project: Project) -> State:
         InputError: written by a newer version of attnbooth.
     """
     try:
-        document = json.loads(project.state.read_text(encoding="utf-8"))
+        document = read_document(project.state)
         schema = document.pop("schema")
         if schema > SCHEMA:
             raise InputError(f"{project.state} has schema {schema}; this attnbooth reads up to {SCHEMA}", "upgrade it")
@@ -101,15 +102,6 @@ def new_run_name(project: Project, label: str) -> str:
 def now() -> str:
     """The present in UTC, to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def read_json_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None if the file is missing or anything else."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _rebuilt(project: Project) -> State:
@@ -147,6 +139,6 @@ def _logged(path: Path) -> tuple[tuple[str, ...], bool]:
             last = event["event"]
             if last == "stage" and event["status"] == "finished":
                 stages[event["stage"]] = None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a line cut off by a crash
     return tuple(stages), last == "done"
