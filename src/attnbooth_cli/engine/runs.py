@@ -23,7 +23,7 @@ from attnbooth_cli.events import Emit, Event
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.documents import read_json_object
 from attnbooth_cli.project.lock import locked
-from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.project import Project, require_inside
 from attnbooth_cli.project.shell import command
 from attnbooth_cli.project.state import Run, State, new_run_name, now, read_state, write_state
 
@@ -93,7 +93,10 @@ def read_plan(folder: RunFolder) -> Plan:
 
     Raises:
         DamagedError: it is missing or damaged.
+        InputError: a link in the run leads out of the project.
     """
+    if folder.root.is_dir():
+        require_inside(folder.project, (folder.root, *folder.root.iterdir()))
     document = read_json_object(folder.plan)
     if document is None or "plan" not in document:
         raise DamagedError(

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.documents import read_document, read_json_object
-from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.project import Project, is_plain_name
 
 SCHEMA = 1
 Status = Literal["unfinished", "diverged", "done"]
@@ -78,7 +78,10 @@ def read_state(project: Project) -> State:
         schema = document.pop("schema")
         if schema > SCHEMA:
             raise InputError(f"{project.state} has schema {schema}; this attnbooth reads up to {SCHEMA}", "upgrade it")
-        return TypeAdapter(State).validate_python(document)
+        state = TypeAdapter(State).validate_python(document)
+        if not all(is_plain_name(run.name) for run in state.runs):
+            raise ValueError("a run's name is a path")
+        return state
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return _rebuilt(project)
 
@@ -106,7 +109,9 @@ def now() -> str:
 
 def _rebuilt(project: Project) -> State:
     concept = read_json_object(project.concept / "concept.json") or {}
-    state = State(concept_run=concept.get("run"))
+    run_of_concept, its_stages = concept.get("run"), concept.get("stages")
+    state = State(concept_run=run_of_concept if is_plain_name(run_of_concept) else None)
+    known = tuple(name for name in its_stages if isinstance(name, str)) if isinstance(its_stages, list) else ()
     for path in sorted(project.runs.glob("*/plan.json")) if project.runs.is_dir() else []:
         document = read_json_object(path)
         if document is None or not isinstance(document.get("digest"), str):
@@ -118,7 +123,7 @@ def _rebuilt(project: Project) -> State:
             digest=document["digest"],
             smoke=bool(document.get("smoke")),
             status="done" if done or name == state.concept_run else "unfinished",
-            stages=max(stages, tuple(concept.get("stages", ())) if name == state.concept_run else (), key=len),
+            stages=max(stages, known if name == state.concept_run else (), key=len),
             created=str(document.get("created", "")),
         )
         state = state.with_run(run)
@@ -138,7 +143,7 @@ def _logged(path: Path) -> tuple[tuple[str, ...], bool]:
             event = json.loads(line)
             last = event["event"]
             if last == "stage" and event["status"] == "finished":
-                stages[event["stage"]] = None
+                stages[str(event["stage"])] = None
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a line cut off by a crash
     return tuple(stages), last == "done"
