@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-from attnbooth_cli.engine import base_models
+from attnbooth_cli.engine import base_models, families
 
 # The renaming below is the original code's module order written out: per down block two (resnet, attention) pairs and
 # a downsampler, a middle of resnet, attention, resnet, and per up block three pairs with an upsampler at the end.
@@ -172,3 +172,6 @@ def test_single_file_gives_back_the_same_tensors(pipeline: StableDiffusionPipeli
     same_tensors(loaded.text_encoder, pipeline.text_encoder)
     assert loaded.tokenizer("a cat").input_ids == pipeline.tokenizer("a cat").input_ids
     assert loaded.scheduler.config.prediction_type == model.prediction_type
+
+    components = families.load_components(model)  # asks for none of the parts that are not fetched
+    same_tensors(components.unet, pipeline.unet)

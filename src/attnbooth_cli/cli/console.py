@@ -82,9 +82,9 @@ class Console:
         if self.verbose:
             traceback.print_exception(error, file=sys.stderr)
         word = "stopped" if error.exit_code > 128 else "error"
-        _say(f"{word}: {error.message}")
+        _say(f"{word}: {printable(' '.join(error.message.splitlines()))}")
         if error.hint:
-            _say(f"hint: {error.hint}", whole="attnbooth " in error.hint)
+            _say(f"hint: {printable(error.hint)}", whole="attnbooth " in error.hint)
 
 
 def _say(text: str, *, whole: bool = False) -> None:

@@ -7,7 +7,6 @@ one before it is used.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -15,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnbooth_cli.engine.methods import STAGE_NAMES, StageName
 from attnbooth_cli.engine.weights import read_tensors, write_tensors
 from attnbooth_cli.errors import DamagedError
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.documents import read_document
 from attnbooth_cli.project.schema import present, up_to_date
 
 MARKER = "checkpoint.json"
@@ -45,6 +46,26 @@ class Checkpoint:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one part: `weights` or `optimizer`."""
         return read_tensors(self.folder / f"{name}.safetensors")
+
+
+def load_into(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Copies a checkpoint's weights into parameters.
+
+    Raises:
+        DamagedError: one is missing or of another shape, as in a checkpoint that somebody else made up.
+    """
+    weights = checkpoint.tensors("weights")
+    for name, parameter in parameters.items():
+        if name not in weights or weights[name].shape != parameter.shape:
+            raise misfit(checkpoint.folder / "weights.safetensors", name)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def misfit(path: Path, name: str) -> DamagedError:
+    """The failure to use a file whose hash is right and whose contents are not."""
+    return DamagedError(f"{path} does not fit the run's plan ({name})", "begin again with: attnbooth train --restart")
 
 
 def save(
@@ -85,8 +106,7 @@ def read(folder: Path) -> Checkpoint:
         InputError: a newer version wrote it.
     """
     try:
-        document = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        document = up_to_date("checkpoint", document, folder / MARKER)
+        document = up_to_date("checkpoint", read_document(folder / MARKER), folder / MARKER)
         for name, expected in document["files"].items():
             if Path(name).name != name or durable.sha256(folder / name) != expected:
                 raise DamagedError(f"{folder / name} does not match its recorded hash")

@@ -12,7 +12,6 @@ concept.json                 model-card data and the hashes of the other files; 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,12 @@ from attnbooth_cli.engine.families import Components
 from attnbooth_cli.engine.methods import STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.engine.tokens import Placeholder, add_placeholder, placeholder, write_rows
-from attnbooth_cli.engine.weights import read_tensors, write_tensors
+from attnbooth_cli.engine.weights import all_finite, read_tensors, write_tensors
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project import durable
-from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.documents import read_document
+from attnbooth_cli.project.manifest import MOST_VECTORS, check_token
+from attnbooth_cli.project.project import Project, is_plain_name
 from attnbooth_cli.project.schema import present, up_to_date
 from attnbooth_cli.project.shell import command
 from attnbooth_cli.project.state import now
@@ -40,6 +41,7 @@ CARD = "concept.json"
 EMBEDDINGS = "learned_embeds.safetensors"
 ATTENTION = "stages/attention.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,37 @@ def open_card(folder: Path, remedy: str) -> Card:
     """
     path = folder / CARD
     try:
-        document = up_to_date("concept", json.loads(path.read_text(encoding="utf-8")), path)
+        document = up_to_date("concept", read_document(path), path)
         stages = tuple(stage for stage in STAGE_NAMES if stage in document["stages"])
         if not stages:
             raise ValueError("no stage")
         step = int(document["step"]) if "step" in document else _planned_steps(document, stages[-1])
         with_category = bool(document.get("with_category", True))
+        _require_card(document)
         concept = placeholder(document["token"], len(document["tokens"]), document["category"], with_category)
         return Card(folder, concept, stages, step, bool(document["smoke"]), str(document["run"]), document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} cannot be read ({error})", remedy) from None
+
+
+def _require_card(document: dict[str, Any]) -> None:
+    """Refuses a card without what is read from it later.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none of ours.
+    """
+    check_token(document["token"])
+    if not is_plain_name(document["run"]):
+        raise ValueError("its run is a path")
+    if not 1 <= len(document["tokens"]) <= MOST_VECTORS:
+        raise ValueError(f"{len(document['tokens'])} tokens")
+    if not {"model", "revision", "sha256"} <= set(document["base"]):
+        raise ValueError("its base model is not named")
+    for name, expected in document["files"].items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"the file {name} is not in this folder")
+        if not isinstance(expected["sha256"], str):
+            raise ValueError(f"the hash of {name} is missing")
 
 
 def _planned_steps(document: dict[str, Any], stage: StageName) -> int:
@@ -202,8 +225,10 @@ def _planned_steps(document: dict[str, Any], stage: StageName) -> int:
 
 
 def _planned(document: dict[str, Any], stage: StageName) -> dict[str, Any]:
-    found: dict[str, Any] = next(planned for planned in document["plan"]["stages"] if planned["name"] == stage)
-    return found
+    found: list[dict[str, Any]] = [its for its in document["plan"]["stages"] if its["name"] == stage]
+    if not found:
+        raise ValueError(f"its plan has no stage {stage}")
+    return found[0]
 
 
 def _unet_stage(plan: Plan) -> Stage:
@@ -246,7 +271,13 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
     verify(card, f"restore it from a copy, or {command('train', project.root, '--restart')}")
     (encoder,) = components.text_encoders
     add_placeholder(encoder.tokenizer, encoder.model, card.placeholder)
-    (rows,) = read_tensors(card.folder / EMBEDDINGS).values()
+    stored = list(read_tensors(card.folder / EMBEDDINGS).values())
+    if len(stored) != 1 or stored[0].dtype not in _FLOATS or not all_finite({EMBEDDINGS: stored[0]}):
+        raise DamagedError(
+            f"{card.folder / EMBEDDINGS} does not hold one tensor of finite numbers",
+            f"restore it from a copy, or {command('train', project.root, '--restart')}",
+        )
+    rows = stored[0]
     width = encoder.model.get_input_embeddings().weight.shape[1]
     if rows.shape != (len(card.placeholder.tokens), width):
         raise DamagedError(
@@ -257,7 +288,12 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
     for kind in prompting.KINDS.values():
         if kind.file in card.document.get("files", {}):
             tensors = read_tensors(card.folder / kind.file)
-            components.prompting = kind.restore(components, card.placeholder, tensors)
+            try:
+                components.prompting = kind.restore(components, card.placeholder, tensors)
+            except (KeyError, RuntimeError, IndexError) as error:
+                raise DamagedError(
+                    f"{card.folder / kind.file} does not fit the base model", "use the model it was trained on"
+                ) from error
     changed: dict[str, Tensor] = {}
     if stage == "unet" and (card.folder / UNET).exists():
         changed = read_tensors(card.folder / UNET)

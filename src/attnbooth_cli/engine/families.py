@@ -96,7 +96,7 @@ def load_components(base: BaseModel) -> Components:
             f"the base model {base.ref} cannot be read: {_first_line(error)}",
             "download it again, or name another with --model",
         ) from error
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"the base model {base.ref} does not fit together: {_first_line(error)}", "name another with --model"
         ) from error
@@ -109,7 +109,7 @@ def load_tokenizer(base: BaseModel) -> Any:
     folder = base.config if base.kind == "file" else base.path
     try:
         return CLIPTokenizer.from_pretrained(str(Path(folder or base.path) / "tokenizer"), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(
             f"the tokenizer of {base.ref} cannot be read: {_first_line(error)}", "name another model with --model"
         ) from error
@@ -121,7 +121,7 @@ def _load_stable_diffusion(base: BaseModel) -> Components:
     absent = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     if base.kind == "file":
         pipeline = StableDiffusionPipeline.from_single_file(
-            str(base.path), config=str(base.config), local_files_only=True, safety_checker=None
+            str(base.path), config=str(base.config), local_files_only=True, **absent
         )
     else:
         pipeline = StableDiffusionPipeline.from_pretrained(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -45,11 +45,11 @@ _CHANNELS = {
     5: "a depth-to-image model (its U-Net takes 5 channels)",
 }
 _CLASSES = {
-    "scheduler": ("diffusers", None),
-    "text_encoder": ("transformers", {"CLIPTextModel"}),
-    "tokenizer": ("transformers", {"CLIPTokenizer", "CLIPTokenizerFast"}),
-    "unet": ("diffusers", {"UNet2DConditionModel"}),
-    "vae": ("diffusers", {"AutoencoderKL"}),
+    "scheduler": ("diffusers", re.compile(r"\w+Scheduler")),  # any other class could bring parts of its own
+    "text_encoder": ("transformers", re.compile("CLIPTextModel")),
+    "tokenizer": ("transformers", re.compile("CLIPTokenizer(Fast)?")),
+    "unet": ("diffusers", re.compile("UNet2DConditionModel")),
+    "vae": ("diffusers", re.compile("AutoencoderKL")),
 }
 _PREDICTIONS = ("epsilon", "v_prediction")
 _JSON_LIMIT = 4_000_000
@@ -99,7 +99,8 @@ def identify(folder: Path, *, weights: bool = True) -> str:
     channels = read_json(folder / "unet" / "config.json").get("in_channels", 4)
     if channels != read_json(folder / "vae" / "config.json").get("latent_channels", 4):
         # More than the latents go in: a picture to edit, a mask, a depth map.
-        raise _unsupported(folder, _CHANNELS.get(channels, f"a model whose U-Net takes {channels} channels"))
+        known = _CHANNELS.get(channels) if isinstance(channels, int) else None
+        raise _unsupported(folder, known or f"a model whose U-Net takes {channels} channels")
     if not model_files.has_configs(folder):
         raise InputError(f"{folder} is incomplete: a configuration or the tokenizer is missing", USE_INSTEAD)
     if weights:
@@ -161,12 +162,12 @@ def _unsupported(place: Path, what: str) -> InputError:
     )
 
 
-def _require_class(folder: Path, part: str, value: Any, library: str, classes: set[str] | None) -> None:
+def _require_class(folder: Path, part: str, value: Any, library: str, classes: re.Pattern[str]) -> None:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(item, str) for item in value):
         raise InputError(f"{folder / 'model_index.json'} names no {part}", USE_INSTEAD)
     if value[0] != library:
         raise InputError(f"the {part} in {folder} needs code of its own ({value}), which is never run", USE_INSTEAD)
-    if classes is not None and value[1] not in classes:
+    if not classes.fullmatch(value[1]):
         raise _unsupported(folder, f"a pipeline whose {part} is a {value[1]}")
 
 
@@ -182,6 +183,9 @@ def require_weights(folder: Path, parts: Mapping[str, str]) -> None:
         if (picked := model_files.pick_weights(stem, names)) is not None:
             if empty := [name for name in picked.files if (place / name).stat().st_size == 0]:
                 raise InputError(f"{place / empty[0]} is empty", "copy or download the model again")
+            for name in picked.files:
+                if name.endswith(".json"):
+                    _require_own_shards(place / name, picked.files)
             continue
         if any(name.endswith(model_files.PICKLE_SUFFIXES) for name in names):
             raise InputError(
@@ -189,6 +193,18 @@ def require_weights(folder: Path, parts: Mapping[str, str]) -> None:
                 _CONVERT,
             )
         raise InputError(f"{place} has no weights: {stem}.safetensors is missing or its shards are not all there")
+
+
+def _require_own_shards(index: Path, files: Sequence[str]) -> None:
+    """Refuses an index that sends the loader to files other than the shards beside it: pickles, or another folder's.
+
+    Raises:
+        InputError: it does.
+    """
+    weight_map = read_json(index).get("weight_map")
+    named = weight_map.values() if isinstance(weight_map, dict) else ()
+    if wrong := next((repr(name) for name in named if name not in files), None):
+        raise InputError(f"{index} names {wrong}, which is none of its shards", "copy or download the model again")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attnbooth_cli.engine import adapters, context
 from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_modules, recording_statistics
-from attnbooth_cli.engine.checkpoint import Checkpoint
+from attnbooth_cli.engine.checkpoint import Checkpoint, load_into, misfit
 from attnbooth_cli.engine.data import Batch, LatentSource
 from attnbooth_cli.engine.devices import release_memory
 from attnbooth_cli.engine.families import FAMILIES, Components, Conditioning
@@ -355,14 +355,13 @@ def reset_scaler(scaler: torch.amp.GradScaler) -> None:
 
 
 def _restore(checkpoint: Checkpoint, parameters: Parameters, optimizer: Any, scaler: Any) -> None:
-    weights = checkpoint.tensors("weights")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    load_into(parameters, checkpoint)
     places = {name: index for index, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.tensors("optimizer").items():
         kind, _, name = key.partition("/")
+        if name not in places:
+            raise misfit(checkpoint.folder / "optimizer.safetensors", key)
         state.setdefault(places[name], {})[kind] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if scaler is not None and checkpoint.scaler is not None:

@@ -14,6 +14,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel as PydanticModel
@@ -257,13 +258,28 @@ def plan_from_json(text: str, where: str) -> Plan:
     Raises:
         DamagedError: `text` is not a plan; `where` names its file.
     """
+    again = "start again with: attnbooth train --restart"
     try:
-        return TypeAdapter(Plan).validate_json(text)
+        plan = TypeAdapter(Plan).validate_json(text)
     except ValidationError as error:
         raise DamagedError(
             f"{where} is damaged ({error.error_count()} problems, the first: {error.errors()[0]['msg']})",
-            "start again with: attnbooth train --restart",
+            again,
         ) from None
+    wrong = _impossible(plan)
+    if wrong:
+        raise DamagedError(f"{where} is damaged ({wrong})", again)
+    return plan
+
+
+def _impossible(plan: Plan) -> str | None:
+    """What no plan of ours can say although its types are right, else None."""
+    if plan.method not in METHODS:
+        return f"there is no method {plan.method!r}"
+    if any(Path(picture.name).name != picture.name or "\\" in picture.name for picture in plan.pictures):
+        return "a picture's name is a path"
+    counts = (plan.resolution, *(number for stage in plan.stages for number in (stage.steps, stage.batch_size)))
+    return "a resolution, steps or batch size below one" if min(counts) < 1 else None
 
 
 def settings_of(plan: Plan) -> dict[str, tuple[Any, str]]:

@@ -21,11 +21,12 @@ from attnbooth_cli.engine.plan import Plan, differences, plan_from_json, plan_js
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.events import Emit, Event
 from attnbooth_cli.project import durable
+from attnbooth_cli.project.documents import read_json_object
 from attnbooth_cli.project.lock import locked
-from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.project import Project, require_inside
 from attnbooth_cli.project.schema import present, up_to_date
 from attnbooth_cli.project.shell import command
-from attnbooth_cli.project.state import Run, State, new_run_name, now, read_json_object, read_state, write_state
+from attnbooth_cli.project.state import Run, State, new_run_name, now, read_state, write_state
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,10 @@ def read_plan(folder: RunFolder) -> Plan:
 
     Raises:
         DamagedError: it is missing or damaged.
-        InputError: a newer version wrote it.
+        InputError: a newer version wrote it, or a link in the run leads out of the project.
     """
+    if folder.root.is_dir():
+        require_inside(folder.project, (folder.root, *folder.root.iterdir()))
     try:
         document = up_to_date("plan", read_json_object(folder.plan) or {}, folder.plan)
         return plan_from_json(json.dumps(document["plan"]), str(folder.plan))

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from attnbooth_cli.project.documents import read_json_object
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.shell import command
-from attnbooth_cli.project.state import read_json_object, read_state
+from attnbooth_cli.project.state import read_state
 
 
 def project_status(root: Path | str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from attnbooth_cli.engine import adapters, checkpoint, concept
@@ -73,10 +72,11 @@ from attnbooth_cli.events import (
     Warned,
     ignore,
 )
+from attnbooth_cli.project.documents import read_json_object
 from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.shell import command
-from attnbooth_cli.project.state import Run, State, read_json_object, read_state
+from attnbooth_cli.project.state import Run, State, read_state
 
 
 def train(
@@ -313,11 +313,7 @@ def _restore(
 def _load(subject: Subject, stage: Stage, plan: Plan, result: Checkpoint) -> None:
     if stage.adapts_unet:
         adapters.attach(subject.components.unet, stage, plan.seed)
-    parameters = trainable_parameters(subject, stage)
-    weights = result.tensors("weights")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    checkpoint.load_into(trainable_parameters(subject, stage), result)
     if stage.adapts_unet:
         adapters.merge(subject.components.unet)
     (encoder,) = subject.components.text_encoders

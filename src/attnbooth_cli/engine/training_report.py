@@ -19,9 +19,9 @@ from attnbooth_cli.engine.runs import RunFolder
 from attnbooth_cli.engine.tokens import Placeholder
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.project import pictures
+from attnbooth_cli.project.documents import read_json_object
 from attnbooth_cli.project.samples import read_metadata
 from attnbooth_cli.project.shell import command, generate_command
-from attnbooth_cli.project.state import read_json_object
 from attnbooth_cli.reports import page
 from attnbooth_cli.reports.charts import Band, line_chart
 from attnbooth_cli.reports.units import duration

@@ -52,7 +52,9 @@ def locked(root: Path) -> Iterator[None]:
                 "host": platform.node(),
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            owner.write_text(json.dumps(details), encoding="utf-8")
+            owner.unlink(missing_ok=True)  # a link would be written through
+            with owner.open("x", encoding="utf-8") as file:
+                json.dump(details, file)
         yield
     finally:
         owner.unlink(missing_ok=True)

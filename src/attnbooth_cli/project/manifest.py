@@ -10,19 +10,23 @@ import contextlib
 import difflib
 import json
 import re
+import stat
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from attnbooth_cli.errors import InputError
-from attnbooth_cli.project.schema import present, up_to_date
+from attnbooth_cli.project.schema import MOST, present, up_to_date
 
 MAX_MANIFEST_BYTES = 1_000_000
+MOST_VECTORS = 16
+_LONGEST_SHOWN = 200
+_MOST_LISTED = 20
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -87,7 +91,7 @@ class ConceptTable(_Table):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     category: Annotated[str, Field(min_length=1, max_length=60)]
     token: Annotated[str, Field(max_length=64)]
-    vectors: Annotated[int, Field(ge=1, le=16)] = 1
+    vectors: Annotated[int, Field(ge=1, le=MOST_VECTORS)] = 1
     images: str = "images"
 
     @field_validator("token")
@@ -119,7 +123,7 @@ class BaseTable(_Table):
 class Manifest(_Table):
     """The whole of `attnbooth.toml`."""
 
-    schema_: Annotated[int, Field(alias="schema", ge=1)]
+    schema_: Annotated[int, Field(alias="schema", ge=1, le=MOST)]
     concept: ConceptTable
     base: BaseTable
     train: TrainTable = TrainTable()
@@ -193,7 +197,7 @@ def train_table(values: Mapping[str, Any], origin: str) -> TrainTable:
     except ValidationError as error:
         problems = [_explain(TrainTable, item, "train", None) for item in error.errors()]
         raise InputError(
-            f"{origin}: {'; '.join(problems)}", "attnbooth train PROJECT --dry-run lists every setting"
+            f"{origin}: {_listed(problems)}", "attnbooth train PROJECT --dry-run lists every setting"
         ) from None
 
 
@@ -252,7 +256,10 @@ def _toml_string(text: str) -> str:
 
 def _read_toml(path: Path, hint: str) -> tuple[dict[str, Any], str]:
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path} is not a file", hint or None)
+        if status.st_size > MAX_MANIFEST_BYTES:
             raise InputError(f"{path} is larger than {MAX_MANIFEST_BYTES // 1_000_000} MB", "this is not a manifest")
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text), text
@@ -262,6 +269,8 @@ def _read_toml(path: Path, hint: str) -> tuple[dict[str, Any], str]:
         raise InputError(f"{path} is not valid TOML: {error}", "mend the line, or run attnbooth init again") from None
     except RecursionError:
         raise InputError(f"{path} is nested too deeply", "this is not a manifest") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise InputError(f"{path} is not valid TOML: {error}", "correct the number") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", None) from None
 
@@ -271,7 +280,7 @@ def _validate(model: type[Model], document: dict[str, Any], path: Path, text: st
         return model.model_validate(document)
     except ValidationError as error:
         problems = [_explain(model, item, "", text) for item in error.errors()]
-        raise InputError(f"{path}: {'; '.join(problems)}", "correct the manifest and run the command again") from None
+        raise InputError(f"{path}: {_listed(problems)}", "correct the manifest and run the command again") from None
 
 
 def _explain(model: type[BaseModel], item: Any, prefix: str, text: str | None) -> str:
@@ -285,10 +294,26 @@ def _explain(model: type[BaseModel], item: Any, prefix: str, text: str | None) -
             return f"unknown key {key}{line}" + (f", did you mean {near[0]}?" if near else "")
         case "missing":
             return f"{key} is missing"
+        case "string_too_long":
+            return f"{key}{line} has more than {item['ctx']['max_length']} characters"
         case "value_error":
             return f"{key}{line} {item['ctx']['error']}"
         case _:
-            return f"{key}{line}: {item['msg'][0].lower()}{item['msg'][1:]}, not {item['input']!r}"
+            return f"{key}{line}: {item['msg'][0].lower()}{item['msg'][1:]}, not {_shown(item['input'])}"
+
+
+def _shown(value: object) -> str:
+    """A value for a message: the beginning of one that is long, as a stranger's file may hold anything."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """The problems as one phrase: the first few, and how many more there are."""
+    more = [f"and {len(problems) - _MOST_LISTED} more"] if len(problems) > _MOST_LISTED else []
+    return "; ".join([*problems[:_MOST_LISTED], *more])
 
 
 def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:

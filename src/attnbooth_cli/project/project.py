@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from attnbooth_cli.project.manifest import Manifest, read_manifest
 from attnbooth_cli.project.shell import command
 
 MANIFEST_NAME = "attnbooth.toml"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,30 @@ def open_project(root: Path) -> tuple[Project, Manifest]:
         raise InputError(
             f"{root} is not a concept project (no {MANIFEST_NAME})", command("init", root, "--category", "...")
         )
+    places = (project.concept, project.samples, project.evaluation, project.attention, project.runs)
+    require_inside(project, (project.manifest, project.state, *places))
     return project, read_manifest(project.manifest)
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a recorded name stays in the folder it is put into: no path, and not hidden."""
+    return isinstance(name, str) and _PLAIN_NAME.fullmatch(name) is not None
+
+
+def require_inside(project: Project, paths: Iterable[Path]) -> None:
+    """Refuses symbolic links through which a project, which may be a stranger's, would read or write elsewhere.
+
+    Raises:
+        InputError: one of `paths` leads out of the project.
+    """
+    inside = project.root.resolve()
+    for path in paths:
+        try:
+            is_inside = path.resolve().is_relative_to(inside)
+        except (OSError, RuntimeError):  # a link to itself
+            is_inside = False
+        if not is_inside:
+            raise InputError(f"{path} leads out of the project", "put a copy of it in the link's place")
 
 
 def images_folder(project: Project, manifest: Manifest) -> Path:
@@ -86,8 +112,5 @@ def images_folder(project: Project, manifest: Manifest) -> Path:
         raise InputError(
             f"{folder} does not exist", f"put the training pictures there, or run {command('init', project.root)}"
         )
-    inside = project.root.resolve()
-    for path in (folder, *folder.iterdir()):
-        if not path.resolve().is_relative_to(inside):
-            raise InputError(f"{path} leads out of the project", "copy the pictures into the project instead")
+    require_inside(project, (folder, *folder.iterdir()))
     return folder

@@ -26,6 +26,10 @@ MIGRATIONS: dict[Kind, tuple[Migration, ...]] = {
 """Of each kind the way from schema 1 to the present one, a step for each schema: adding a step makes a new schema."""
 
 
+MOST = 1_000_000
+"""Beyond it, a number is no version."""
+
+
 def present(kind: Kind) -> int:
     """The schema this version writes."""
     return len(MIGRATIONS[kind]) + 1
@@ -42,8 +46,8 @@ def up_to_date(kind: Kind, document: Mapping[str, Any], path: Path) -> dict[str,
         ValueError: its schema is no version at all.
     """
     schema = document.get("schema")
-    if type(schema) is not int or schema < 1:
-        raise ValueError(f"schema {schema!r}")
+    if type(schema) is not int or not 1 <= schema <= MOST:
+        raise ValueError("it has no schema")
     if schema > present(kind):
         raise InputError(
             f"{path} has schema {schema}; this attnbooth reads up to {present(kind)}",

@@ -11,12 +11,13 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from attnbooth_cli.project import durable
-from attnbooth_cli.project.project import Project
+from attnbooth_cli.project.documents import read_document, read_json_object
+from attnbooth_cli.project.project import Project, is_plain_name
 from attnbooth_cli.project.schema import present, up_to_date
 
 Status = Literal["unfinished", "diverged", "done"]
@@ -73,10 +74,12 @@ def read_state(project: Project) -> State:
         InputError: written by a newer version of attnbooth.
     """
     try:
-        document = json.loads(project.state.read_text(encoding="utf-8"))
-        document = up_to_date("state", document, project.state)
+        document = up_to_date("state", read_document(project.state), project.state)
         del document["schema"]
-        return TypeAdapter(State).validate_python(document)
+        state = TypeAdapter(State).validate_python(document)
+        if not all(is_plain_name(run.name) for run in state.runs):
+            raise ValueError("a run's name is a path")
+        return state
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return _rebuilt(project)
 
@@ -102,18 +105,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read_json_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None if the file is missing or anything else."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def _rebuilt(project: Project) -> State:
     concept = read_json_object(project.concept / "concept.json") or {}
-    state = State(concept_run=concept.get("run"))
+    run_of_concept, its_stages = concept.get("run"), concept.get("stages")
+    state = State(concept_run=run_of_concept if is_plain_name(run_of_concept) else None)
+    known = tuple(name for name in its_stages if isinstance(name, str)) if isinstance(its_stages, list) else ()
     for path in sorted(project.runs.glob("*/plan.json")) if project.runs.is_dir() else []:
         document = read_json_object(path)
         if document is None or not isinstance(document.get("digest"), str):
@@ -127,7 +123,7 @@ def _rebuilt(project: Project) -> State:
             digest=document["digest"],
             smoke=bool(document.get("smoke")),
             status="done" if done or name == state.concept_run else "unfinished",
-            stages=max(stages, tuple(concept.get("stages", ())) if name == state.concept_run else (), key=len),
+            stages=max(stages, known if name == state.concept_run else (), key=len),
             created=str(document.get("created", "")),
         )
         state = state.with_run(run)
@@ -147,7 +143,7 @@ def _logged(path: Path) -> tuple[tuple[str, ...], bool]:
             event = json.loads(line)
             last = event["event"]
             if last == "stage" and event["status"] == "finished":
-                stages[event["stage"]] = None
-        except (ValueError, KeyError, TypeError):
+                stages[str(event["stage"])] = None
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a line cut off by a crash
     return tuple(stages), last == "done"

@@ -1,0 +1,37 @@
+"""JSON documents from disk, whoever wrote them: a file that cannot be one is told apart, and never waited for."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 100_000_000
+
+
+def read_document(path: Path) -> Any:
+    """The JSON in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no plain file, too large for a document, not UTF-8, not JSON, or nested too deeply.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a file")  # a pipe would be waited for
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES // 1_000_000} MB")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if the file is missing or anything else."""
+    try:
+        document = read_document(path)
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
