@@ -139,7 +139,7 @@ STRANGERS = (
     stranger("a card that is no JSON", overwritten(CARD, b"{"), GENERATE, 5, "concept.json cannot be read"),
     stranger("a card nested too deep", overwritten(CARD, DEEP), GENERATE, 5, "concept.json cannot be read"),
     stranger("a card that is a list", overwritten(CARD, b"[]"), GENERATE, 5, "concept.json cannot be read"),
-    stranger("a card of a newer version", card(schema=9), GENERATE, 2, "newer"),
+    stranger("a card of a newer version", card(schema=9), GENERATE, 2, "has schema 9"),
     stranger(
         "a card without its base", edit_json(CARD, lambda c: c.pop("base")), GENERATE, 5, "concept.json cannot be"
     ),
@@ -213,7 +213,9 @@ STRANGERS = (
     stranger("a state with a run that is gone", run_called("002-gone"), RESUME, 5, "002-gone"),
     stranger("a plan that is no JSON", overwritten(PLAN, b"{"), RESUME, 5, "plan.json is missing or damaged"),
     stranger("a plan nested too deep", overwritten(PLAN, DEEP), RESUME, 5, "plan.json is missing or damaged"),
-    stranger("a plan of another shape", overwritten(PLAN, b'{"plan": [1]}'), RESUME, 5, "plan.json is damaged"),
+    stranger(
+        "a plan of another shape", overwritten(PLAN, b'{"schema": 1, "plan": [1]}'), RESUME, 5, "plan.json is damaged"
+    ),
     stranger(
         "a plan with a picture above",
         edit_json(PLAN, lambda p: p["plan"]["pictures"][0].update(name="../attnbooth.toml")),

@@ -86,6 +86,7 @@ def only_writer(project: Project) -> Iterator[None]:
         durable.recover_directory(project.concept)
         for folder in (project.runs, project.root / "images"):
             durable.remove_temporaries(folder, older_than=0)
+        durable.remove_temporaries(project.root, older_than=0, below=False)
         durable.remove_temporaries(project.root, durable.ABANDONED)  # others may be generating and scoring
         yield
 

@@ -229,13 +229,14 @@ def present(place: Path) -> Path:
     return old if old.is_dir() and not place.exists() else place
 
 
-def remove_temporaries(folder: Path, older_than: float) -> None:
-    """Deletes what interrupted writes left anywhere below `folder`, as far as it can.
+def remove_temporaries(folder: Path, older_than: float, *, below: bool = True) -> None:
+    """Deletes what interrupted writes left in `folder` and anywhere below it, as far as it can.
 
     Args:
+        below: Also in its folders.
         older_than: Seconds since they were last written to: `ABANDONED`, or 0 for whoever alone may write there.
     """
-    for path in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+    for path in list((folder.rglob if below else folder.glob)(f"{TEMPORARY_PREFIX}*")):
         with contextlib.suppress(OSError):  # a read-only place; or another command was quicker
             if time.time() - path.stat().st_mtime < older_than:
                 continue
