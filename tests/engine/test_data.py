@@ -173,12 +173,47 @@ def test_a_pool_is_encoded_once_for_all_stages(components: Components) -> None:
     assert source.vae.encoded == 6
 
 
-def test_without_a_pool_every_draw_is_encoded(components: Components) -> None:
-    source = make_source(components)
+def test_turned_pictures_are_all_encoded(components: Components) -> None:
+    source = make_source(components, augment=always_turned)
     source.vae = Counting(components.vae)
     for step in range(3):
         source.batch("unet", step, range(4), 4)
     assert source.vae.encoded == 12
+
+
+def always_turned(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
+    angle = float(torch.rand(1, generator=generator)) * 40 + 1
+    return picture.rotate(angle).resize((resolution, resolution))
+
+
+def test_a_picture_that_comes_up_again_is_not_encoded_again(components: Components) -> None:
+    source = make_source(components, augment=AUGMENTATIONS["stretched"])
+    source.vae = Counting(components.vae)
+    for stage in ("embedding", "unet"):
+        for step in range(20):
+            source.batch(stage, step, range(4), 4)
+    assert source.vae.encoded == 2 * len(source.pictures)  # each as it is and flipped
+
+
+def test_only_the_latest_pictures_are_remembered(components: Components, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "REMEMBERED", 2)
+    source = make_source(components, augment=unaugmented)
+    source.vae = Counting(components.vae)
+    for _ in range(2):
+        source.others("unet", 0, range(8), 8)
+        assert len(source._encoded) == 2
+    assert source.vae.encoded > len(source.pictures)
+
+
+@pytest.mark.parametrize("pool", [0, 7])
+def test_latents_do_not_depend_on_what_was_drawn_before(components: Components, pool: int) -> None:
+    """Bit for bit, so that a resumed run sees what an uninterrupted one does."""
+    uninterrupted = make_source(components, augment=upright, pool=pool)
+    for step in range(3):
+        uninterrupted.batch("unet", step, range(4), 4)
+    expected = uninterrupted.batch("unet", 3, range(4), 4)
+    resumed = make_source(components, augment=upright, pool=pool).batch("unet", 3, range(4), 4)
+    assert torch.equal(resumed.latents, expected.latents)
 
 
 def test_a_pool_gives_the_same_samples_in_any_split(components: Components) -> None:

@@ -1,12 +1,14 @@
 """Training pictures as latents: which picture, which augmentation, VAE posterior, noise and timestep of every sample.
 
-Everything random is keyed by (seed, stage, step, index in the batch), see `rng`. A pool of augmentations, when asked
-for, is encoded once and shared by all stages; posterior sample, noise and timestep are still drawn at every step.
+Everything random is keyed by (seed, stage, step, index in the batch), see `rng`. A picture that comes up again, pixel
+for pixel, as from augmentations that only flip or crop, is not encoded again; nor is a pool of augmentations, when
+asked for, which all stages share. Posterior sample, noise and timestep are drawn at every step all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +29,12 @@ REPEATS = 100
 SUPERSAMPLING = 4
 """Pictures larger than this many times the resolution are reduced to it once, which bounds time and memory a draw."""
 
+REMEMBERED = 256
+"""Encoded pictures that are kept, the most recently used: at 512 pixels 128 KiB each."""
+
 Key = tuple[int | str, ...]
+Posterior = tuple[Tensor, Tensor]
+"""Mean and standard deviation, each [c, h, w] float32."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class LatentSource:
     train_timesteps: int
     augment: Augment
     pool: int = 0
-    _encoded: dict[Draw, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _encoded: dict[Hashable, Posterior] = field(default_factory=dict)
 
     def batch(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> Batch:
         """The samples `indices` of the batch of `batch_size` at `step` (counted from 0) of `stage`."""
@@ -112,19 +119,24 @@ class LatentSource:
         picture = picture_number(self.seed, stage, number, len(self.pictures))
         return Draw(picture, (self.seed, stage, step, index, "augmentation"))
 
-    def _posteriors(self, draws: Sequence[Draw]) -> list[tuple[Tensor, Tensor]]:
-        """Mean and standard deviation, each [c, h, w], of every draw; only those not in the pool yet are encoded."""
-        new = [draw for draw in dict.fromkeys(draws) if draw not in self._encoded]
-        encoded = dict(self._encoded)
-        if new:
-            pixels = [to_tensor(self._augmented(draw)) for draw in new]
-            encoded |= dict(zip(new, zip(*encode(self.vae, torch.stack(pixels)), strict=True), strict=True))
-        if self.pool:
-            self._encoded = encoded
-        return [encoded[draw] for draw in draws]
+    def _posteriors(self, draws: Sequence[Draw]) -> list[Posterior]:
+        """One of every draw."""
+        return [self._posterior(draw) for draw in draws]
 
-    def _augmented(self, draw: Draw) -> Image.Image:
-        return self.augment(self.pictures[draw.picture], self.resolution, keyed_generator(*draw.key))
+    def _posterior(self, draw: Draw) -> Posterior:
+        """Encoded alone, so that its bits depend neither on the batch nor on where a run was resumed."""
+        if self.pool and draw in self._encoded:
+            return self._encoded[draw]
+        picture = self.augment(self.pictures[draw.picture], self.resolution, keyed_generator(*draw.key))
+        key = draw if self.pool else hashlib.sha256(picture.tobytes()).digest()
+        posterior = self._encoded.pop(key, None)  # and back again below, as the latest
+        if posterior is None:
+            mean, std = encode(self.vae, to_tensor(picture).unsqueeze(0))
+            posterior = mean[0], std[0]
+        self._encoded[key] = posterior
+        if len(self._encoded) > max(self.pool, REMEMBERED):
+            del self._encoded[next(iter(self._encoded))]
+        return posterior
 
 
 def load_pictures(paths: Sequence[Path], resolution: int) -> tuple[Image.Image, ...]:
