@@ -6,6 +6,7 @@ The suite tries some of their file-system calls, `python -m benchmarks.soak` all
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -193,6 +194,7 @@ def in_process(folder: Path) -> Iterator[dict[str, Trial]]:
             gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=3), m)
         )
         starts = make_starts(Path(scratch) / "starts", call)
+        gc.freeze()  # every stage of training collects garbage, of which the libraries are none
         yield {name: Trial(its, starts, Path(scratch) / name / "p", call) for name, its in SCENARIOS.items()}
 
 

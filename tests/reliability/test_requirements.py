@@ -62,6 +62,26 @@ def test_the_memory_asked_for_is_what_the_optimizer_comes_to_hold(interrupted: P
     assert counts["embedding"] == 0
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_containers_limit_is_a_limit(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    folder = tmp_path if version == 2 else tmp_path / "memory"
+    folder.mkdir(exist_ok=True)
+    for name, text in zip((*names, "memory.stat"), ("1000\n", "600\n", "anon 500\ninactive_file 100\n"), strict=True):
+        (folder / name).write_text(text)
+    assert requirements.container_memory(tmp_path) == 500
+    for left in (500, 0):
+        monkeypatch.setattr(requirements, "container_memory", lambda left=left: left)
+        assert requirements.free_memory(torch.device("cpu")) == left
+
+
+def test_no_limit_is_none(tmp_path: Path) -> None:
+    assert requirements.container_memory(tmp_path) is None
+    for name, text in (("memory.max", "max\n"), ("memory.current", "600\n"), ("memory.stat", "")):
+        (tmp_path / name).write_text(text)
+    assert requirements.container_memory(tmp_path) is None
+
+
 def test_deterministic_kernels_are_asked_for_during_training_only(
     cli: Cli, project: Path, trained_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
