@@ -274,8 +274,15 @@ PROMPTS = (
     prompts("binary", bytes(range(256)), "is not UTF-8 text"),
     prompts("Latin-1", "ein Photo für {}\n".encode("latin-1"), "is not UTF-8 text"),
     prompts("UTF-16", "a photo of a {}\n".encode("utf-16"), "is not UTF-8 text"),
-    prompts("eleven megabytes", b"a {}\n" * 2_200_000, "larger than 10 MB"),
+    prompts("eleven megabytes", b"a {}\n" * 2_200_000, "more than 10 million characters"),
     prompts("more prompts than one call makes", b"a {}\n" * 200_000, "200000 pictures are too many"),
+    Bad(
+        "prompts: an endless device",
+        project,
+        ("generate", "PLACE/p", "--prompts", "/dev/zero"),
+        2,
+        "more than 10 million characters",
+    ),
     Bad(
         "prompts: a folder",
         prompt_folder,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from attnbooth_cli.errors import InputError
 
-MAX_PROMPTS_BYTES = 10_000_000
+MAX_PROMPTS = 10_000_000
+"""Characters of a file."""
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -16,14 +17,15 @@ def read_prompts(path: Path) -> list[str]:
         InputError: unreadable, too large, or without any prompt.
     """
     try:
-        if path.stat().st_size > MAX_PROMPTS_BYTES:
-            raise InputError(f"{path} is larger than {MAX_PROMPTS_BYTES // 1_000_000} MB", "one prompt a line")
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open(encoding="utf-8-sig") as file:  # at most so much of a device or a pipe, whose size nobody knows
+            text = file.read(MAX_PROMPTS + 1)
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text", "one prompt a line") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", None) from None
-    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if len(text) > MAX_PROMPTS:
+        raise InputError(f"{path} has more than {MAX_PROMPTS // 1_000_000} million characters", "one prompt a line")
+    prompts = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
         raise InputError(f"{path} holds no prompt", "one a line, for example: a photo of a {} on a beach")
     return prompts
