@@ -88,7 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["faults", "kills", "crowd"])
     parser.add_argument("--count", type=int, default=None, help="kills (200), or trainings of the crowd (50)")
-    parser.add_argument("--alive", type=int, default=50)
+    parser.add_argument("--alive", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     began = time.monotonic()
