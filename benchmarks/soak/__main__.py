@@ -17,9 +17,11 @@ import time
 from pathlib import Path
 
 from tests.conftest import example_project, weights
+from tests.reliability.faults import Kind
 from tests.reliability.processes import TIMEOUT, finished, kills, running
 from tests.reliability.scenarios import SCENARIOS, declared_two_steps, in_process, try_all
 
+KINDS: tuple[Kind, ...] = ("dies", "is full")
 FOLDER = Path("build/soak")
 """What `faults` has done already, so that it goes on there."""
 
@@ -28,8 +30,8 @@ def faults(folder: Path, names: list[str]) -> str:
     """Every call of the named commands."""
     tried = 0
     with in_process(folder) as trials:
-        for name in names:
-            for kind in ("dies", "is full"):
+        for kind in KINDS:
+            for name in names:
                 tried += try_all(trials[name], kind, folder / f"{name}-{kind.replace(' ', '-')}.txt", say)
     return f"{tried} calls of {', '.join(names)} went wrong"
 
