@@ -15,7 +15,7 @@ from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
 from attnbooth_cli.cli.init import summary
 from attnbooth_cli.cli.inline import show_pictures
-from attnbooth_cli.cli.layout import command_lines, path_lines, settings_lines, wrapped
+from attnbooth_cli.cli.layout import command_lines, outlook_lines, path_lines, settings_lines, wrapped
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.events import Emit, Event, Finished, Started, Warned
 from attnbooth_cli.project.project import open_project
@@ -222,6 +222,7 @@ def _summary(root: Path, event: Finished, width: int) -> Iterable[str]:
 
 def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: Declaration) -> None:
     from attnbooth_cli.engine.initialisation import check_declaration
+    from attnbooth_cli.engine.forecast import outlook
     from attnbooth_cli.engine.plan import settings_of
     from attnbooth_cli.engine.preparation import prepare
 
@@ -230,6 +231,7 @@ def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: De
     for warning in prepared.warnings:
         console.warning(warning)
     table = settings_of(prepared.plan)
+    expected = outlook(prepared.plan, prepared.base)
     console.document(
         "plan",
         root,
@@ -237,5 +239,7 @@ def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: De
         digest=prepared.plan.digest,
         settings={key: {"value": value, "origin": origin} for key, (value, origin) in table.items()},
         warnings=prepared.warnings,
+        outlook=dataclasses.asdict(expected),
     )
     console.results(settings_lines(table, console.width))
+    console.results(outlook_lines(expected))

@@ -213,9 +213,10 @@ def _transformer(
         attention=4 * p * p * c,
     )
     explicit = c * p + h * (tokens + COLUMNS) * p
+    keys_and_values = 2 * c * tokens
     yield Part(
         unit,
-        kept=explicit if recorded else (2 * c + h) * p,
+        kept=(explicit if recorded else (2 * c + h) * p) + keys_and_values,
         kept_if_trained=(1 + recorded) * c * p,  # the fused kernel keeps its output anyway
         cross_attention=True,
         weights=2 * c * c + 2 * c * context + c,

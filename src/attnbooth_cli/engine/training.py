@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from attnbooth_cli.engine.devices import (
     same_bits,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
+from attnbooth_cli.engine.forecast import note_rate
 from attnbooth_cli.engine.gallery import Shelf, fill
-from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject, run_stage, trainable_parameters
+from attnbooth_cli.engine.loop import CLASS_PROMPT, Progress, Subject, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan, continued
 from attnbooth_cli.engine.preparation import (
@@ -260,6 +262,12 @@ def _execute(
 def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Checkpoint | None) -> None:
     plan, started = session.plan, time.monotonic()
     session.emit(StageStarted(stage.name, resumed.step if resumed else 0, stage.steps))
+    seconds: list[float] = []
+
+    def after_step(progress: Progress) -> None:
+        seconds.append(progress.seconds)
+        session.after_step(progress)
+
     run_stage(
         stage,
         session.subject,
@@ -269,7 +277,7 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
         micro_batch_size=session.micro_batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
         resume=resumed,
-        after_step=session.after_step,
+        after_step=after_step,
         lowered=session.lowered,
     )
     (encoder,) = session.subject.components.text_encoders
@@ -279,12 +287,20 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
         place = session.folder.stages / stage.name
         checkpoint.save(place, stage.name, stage.steps, {"weights": weights})
         session.emit(Checkpointed(stage.name, stage.steps, str(place)))
+        _note_rate(session, stage, seconds)
     session.accelerator.wait_for_everyone()
     if stage.adapts_unet:
         adapters.merge(session.subject.components.unet)
     if not plan.smoke or stage is plan.stages_until(None)[-1]:
         session.sample(stage, stage.steps)
     session.emit(StageFinished(stage.name, stage.steps, stage.steps, time.monotonic() - started))
+
+
+def _note_rate(session: Session, stage: Stage, seconds: Sequence[float]) -> None:
+    plan, components, device = session.plan, session.subject.components, session.accelerator.device
+    place = f"{device.type} {resolve_precision(plan.precision, device)}"
+    side = plan.resolution // components.pixels_per_latent
+    note_rate(plan, stage, components.unet.config, side, place, seconds)
 
 
 def _restore(
