@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attnbooth_cli.engine.attention import attention_probabilities, fused, project, project_out
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.data import LatentSource, load_pictures
-from attnbooth_cli.engine.devices import make_accelerator
+from attnbooth_cli.engine.devices import make_accelerator, return_large_blocks
 from attnbooth_cli.engine.families import FAMILIES
 from attnbooth_cli.engine.loop import Progress, Subject, run_stage, trainable_parameters
 from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target, token_statistics
@@ -93,6 +93,7 @@ def train(bench: Bench, steps: int, after: Callable[[float], None] = lambda _: N
     def after_step(progress: Progress) -> None:
         after(progress.seconds)
 
+    return_large_blocks()
     stage = replace(bench.stage, steps=steps)
     run_stage(stage, bench.subject, bench.source, bench.accelerator, AdamW(), after_step=after_step)
 

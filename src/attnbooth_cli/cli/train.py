@@ -40,7 +40,7 @@ def train(
     until: Annotated[options.Stage | None, typer.Option(help="The last stage to do.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two steps a stage: does everything work here?")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every setting and where it comes from; do nothing.")
+        bool, typer.Option("--dry-run", help="Show every setting and its origin, the memory and time needed; do nothing.")
     ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="[env: ATTNBOOTH_TRAIN_SEED; default: 0]")] = None,
     device: Annotated[
@@ -221,8 +221,8 @@ def _summary(root: Path, event: Finished, width: int) -> Iterable[str]:
 
 
 def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: Declaration) -> None:
-    from attnbooth_cli.engine.initialisation import check_declaration
     from attnbooth_cli.engine.forecast import outlook
+    from attnbooth_cli.engine.initialisation import check_declaration
     from attnbooth_cli.engine.plan import settings_of
     from attnbooth_cli.engine.preparation import prepare
 

@@ -131,7 +131,9 @@ def operations(walked: Sequence[footprint.Part], stage: Stage, plan: Plan) -> in
     return once * (2 if stage.prior_weight else 1)
 
 
-def note_rate(plan: Plan, stage: Stage, unet: Mapping[str, Any], side: int, place: str, seconds: Sequence[float]) -> None:
+def note_rate(
+    plan: Plan, stage: Stage, unet: Mapping[str, Any], side: int, place: str, seconds: Sequence[float]
+) -> None:
     """Notes how fast a stage was, for forecasts to come.
 
     Args:

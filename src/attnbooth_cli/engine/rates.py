@@ -7,6 +7,7 @@ Never imports torch.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,8 +36,9 @@ class Rate:
 
 
 def rates_file() -> Path:
-    """Where rates are noted."""
-    return platformdirs.user_cache_path("attnbooth") / "rates.json"
+    """Where rates are noted: in the folder `ATTNBOOTH_CACHE` names, or in the platform's usual place."""
+    named = os.environ.get("ATTNBOOTH_CACHE")
+    return (Path(named) if named else platformdirs.user_cache_path("attnbooth")) / "rates.json"
 
 
 def note(place: str, model: str, operations: float) -> None:

@@ -26,6 +26,7 @@ from attnbooth_cli.engine.devices import (
     make_accelerator,
     resolve_device,
     resolve_precision,
+    return_large_blocks,
     same_bits,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
@@ -192,6 +193,8 @@ def _execute(
     picture_paths = check_pictures_of_plan(project, manifest, plan)
     emit = logged(folder, emit) if is_main_process() else ignore
     device = resolve_device(plan.device)
+    if device.type == "cpu":
+        return_large_blocks()
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
     components = pool.take(base)
     require_disk(folder.root, plan, components.unet)
