@@ -40,7 +40,7 @@ def train(
     until: Annotated[options.Stage | None, typer.Option(help="The last stage to do.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two steps a stage: does everything work here?")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every setting and its origin, the memory and time needed; do nothing.")
+        bool, typer.Option("--dry-run", help="Show every setting and its origin, memory and time needed; do nothing.")
     ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="[env: ATTNBOOTH_TRAIN_SEED; default: 0]")] = None,
     device: Annotated[
