@@ -39,12 +39,15 @@ from attnbooth_cli.engine.preparation import (
     TrainOptions,
     base_of_plan,
     check_pictures_of_plan,
+    file_hashes,
     prepare,
+    require_same_files,
 )
 from attnbooth_cli.engine.prompting import KINDS
 from attnbooth_cli.engine.requirements import require_disk, require_memory
 from attnbooth_cli.engine.runs import (
     RunFolder,
+    base_files,
     is_current,
     logged,
     new_run,
@@ -119,7 +122,10 @@ def train(
 
         def decide() -> Run:
             found = None if restart else run_to_continue(project, read_state(project), plan)
-            run = replace(found or new_run(project, plan, fast=options.fast), until=until)
+            if found:
+                require_same_files(prepared.base, base_files(RunFolder(project, found.name)))
+            run = found or new_run(project, plan, file_hashes(prepared.base), fast=options.fast)
+            run = replace(run, until=until)
             record(project, run)
             return run
 
@@ -170,6 +176,7 @@ def resume(
             emit(_nothing_to_do(project, run))
             return project
         base, pool = base_of_plan(plan), pool or ComponentPool()
+        require_same_files(base, base_files(RunFolder(project, run.name)))
         with same_bits(plan.deterministic):
             _execute(project, manifest, run, plan, base, until, emit, should_stop, pool, report)
     return project
@@ -323,8 +330,10 @@ def _restore(
     found, skipped = checkpoint.newest(folder.checkpoints)
     for sentence in skipped:
         emit(Warned(sentence))
-    upcoming = [stage.name for stage in stages if stage.name not in finished]
-    if found and upcoming and found.stage == upcoming[0]:
+    upcoming = [stage for stage in stages if stage.name not in finished]
+    if found and upcoming and found.stage == upcoming[0].name:
+        if found.step > upcoming[0].steps:
+            raise checkpoint.misfit(found.folder / checkpoint.MARKER, f"step {found.step} of {upcoming[0].steps}")
         return finished, found
     return finished, None
 
@@ -370,7 +379,7 @@ def _report(
             is_current=(read_json_object(session.project.concept / concept.CARD) or {}).get("run")
             == session.folder.name,
         )
-    except (BoothError, OSError) as error:
+    except (BoothError, OSError, ValueError) as error:
         session.emit(Warned(f"the report of the run could not be written ({error})"))
         return None
 
