@@ -17,7 +17,7 @@ from attnbooth_cli.errors import InputError, ResourceError
 
 M_MMAP_THRESHOLD = -3
 """malloc.h's number of that parameter."""
-LARGE_BLOCK = 4 << 20
+LARGE_BLOCK = 2 << 20
 """Bytes; smaller ones come so often that asking the system for them costs more time than memory is saved."""
 T = TypeVar("T")
 
