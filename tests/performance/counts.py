@@ -27,9 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 EXPECTED = Path(__file__).with_name("expected.json")
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "typer", "pydantic")
 BATCH = 2
-SHORT_RUN = ("embedding.steps=2", "attention.steps=2", "unet.steps=2") + tuple(
-    f"{stage}.batch_size={BATCH}" for stage in ("embedding", "attention", "unet")
-)
+STAGES = ("embedding", "attention", "unet")
+SHORT_RUN = tuple(f"{stage}.{what}" for stage in STAGES for what in ("steps=2", f"batch_size={BATCH}"))
 """Settings of a whole run: six steps of two samples."""
 
 Counts = dict[str, dict[str, int]]
@@ -91,7 +90,7 @@ def encodes() -> Iterator[dict[str, int]]:
 
 
 def of_a_step(name: str) -> dict[str, int]:
-    """The second step of a stage of the method on the bundled model, two pictures: everything from picture to update."""
+    """The second step of a stage of the method on the bundled model: two samples, from picture to update."""
     from attnbooth_cli.engine.base_models import resolve
     from attnbooth_cli.engine.devices import make_accelerator
     from attnbooth_cli.engine.families import load_components
@@ -205,7 +204,7 @@ def main() -> int:
     """The command."""
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
-        counts: Counts = {f"step {name}": of_a_step(name) for name in ("embedding", "attention", "unet")}
+        counts: Counts = {f"step {name}": of_a_step(name) for name in STAGES}
         counts |= {"run": of_a_run(), "sampling": of_sampling(), **starting()}
     document = json.dumps({"versions": versions(), "counts": counts}, indent=2) + "\n"
     if "--write" in sys.argv:
