@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +21,10 @@ from torch import Tensor
 from attnbooth_cli.engine.attention import ReadingProcessor, processors
 from attnbooth_cli.engine.maps import MapRecorder, Selection
 from attnbooth_cli.engine.words import Word
+from benchmarks.memory import forget_peak, peak_bytes, resident_bytes
+from benchmarks.speed.layouts import LAYOUTS, TOKENS, unet_of
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
-}
-"""What the U-Nets of Stable Diffusion 1.5 and 2.1 set beside diffusers' defaults, which are theirs otherwise."""
-TOKENS, WORDS = 77, 10
+WORDS = 10
 
 
 def words() -> tuple[Word, ...]:
@@ -61,20 +57,14 @@ def denoise(unet: Any, steps: int, recorder: MapRecorder | None) -> Tensor:
 def measured(unet: Any, steps: int, record: bool) -> tuple[float, float, Tensor]:
     """Seconds, and megabytes of memory at its peak above before."""
     recorder = MapRecorder(words(), (64, 64), Selection(), True, pair=((5,), 6)) if record else None
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    before = resident_bytes()
+    forget_peak()
     began = time.perf_counter()
     result = denoise(unet, steps, recorder)
     seconds = time.perf_counter() - began
     if recorder:
         assert recorder.recording().steps.shape == (1, steps, WORDS + 3, 64, 64)
-    return seconds, (_status("VmHWM") - before) / 1e6, result
-
-
-def _status(name: str) -> int:
-    """Bytes, of /proc/self/status."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return seconds, (peak_bytes() - before) / 1e6, result
 
 
 def main() -> int:
@@ -84,9 +74,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=3)
     chosen = parser.parse_args()
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(sample_size=64, **LAYOUTS[chosen.layout]).eval().requires_grad_(False)
+    unet = unet_of(LAYOUTS[chosen.layout])
     denoise(unet, 1, None)
     ratios, memory = [], []
     for _ in range(chosen.pairs):

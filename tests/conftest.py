@@ -127,6 +127,12 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what is remembered between runs out of the user's cache."""
+    os.environ["ATTNBOOTH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def cli(engine_loaded: None, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """Runs a command line in this process; what any library writes to the file descriptors counts as output."""

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import (
+    EXAMPLE,
     SHORT,
     Cli,
     example_project,
@@ -210,6 +211,46 @@ def test_a_run_goes_on_only_with_its_own_base_model(cli: Cli, interrupted: Path)
     assert done.code == 7
     assert "other weights" in done.err
     assert "--restart" in done.err
+
+
+@pytest.mark.parametrize("changed", ["text_encoder/model.safetensors", "scheduler/scheduler_config.json"])
+def test_a_run_goes_on_only_with_every_file_of_its_base_model(cli: Cli, tmp_path: Path, changed: str) -> None:
+    base = Path(shutil.copytree(EXAMPLE.parent / "tiny", tmp_path / "base"))
+    root = tmp_path / "felix"
+    init = ("init", root, "--images", pictures(tmp_path / "in"), "--category", "cat", "--model", base, "-q")
+    assert cli(*init).code == 0
+    assert cli("train", root, *SHORT, "--until", "embedding", "-q").code == 0
+    path = base / changed
+    if path.suffix == ".json":
+        path.write_text(path.read_text() + "\n")
+    else:
+        flip_byte(path)
+    for command in (("resume", root), ("train", root, *SHORT)):
+        done = cli(*command)
+        assert done.code == 7
+        assert changed in done.err
+        assert "--restart" in done.err
+
+
+@pytest.mark.parametrize("change", ["another shape", "missing", "whole numbers"])
+def test_moments_that_do_not_fit_are_refused(cli: Cli, interrupted: Path, change: str) -> None:
+    """The fused optimizer looks at no shapes, and would write beyond what is too small."""
+    shutil.rmtree(interrupted / RUN / "checkpoints" / "attention-000004")
+    folder = interrupted / RUN / "checkpoints" / "attention-000005"
+    path = folder / "optimizer.safetensors"
+    moments = load_file(path)
+    name = next(name for name in moments if name.startswith("exp_avg_sq/"))
+    if change == "missing":
+        del moments[name]
+    else:
+        moments[name] = torch.zeros(1) if change == "another shape" else moments[name].long()
+    save_file(moments, path)
+    document = json.loads((folder / "checkpoint.json").read_text())
+    document["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "checkpoint.json").write_text(json.dumps(document))
+    done = cli("resume", interrupted)
+    assert done.code == 5
+    assert str(path) in done.err
 
 
 # --- no room, no permission -------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from attnbooth_cli.engine.prompts import COMPLEX, EVALUATION
 from attnbooth_cli.engine.question import EvalOptions
 from attnbooth_cli.engine.training import train
 from benchmarks.judges import Classifier, InstanceEncoder, judged, load_classifier, load_instance_encoder
+from benchmarks.memory import forget_peak, peak_bytes
 from benchmarks.paper_table.units import SHOWN, Unit, concepts, samples, settings_of, strip_of
 
 PICTURES = 2
@@ -66,7 +67,7 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
     forget_peak()
     began = time.monotonic()
     train(root, options=options_of(unit), pool=desk.pool)
-    seconds, peak = time.monotonic() - began, peak_megabytes()
+    seconds, peak = time.monotonic() - began, peak_bytes() / 1e6
     asked = EvalOptions(n=PICTURES, baseline=True, untuned_pictures=work / "untuned")
     found = evaluate(root, asked, pool=desk.pool).report
     complex_ = evaluate(root, replace(asked, prompt_set="complex", drift=False, baseline=False), pool=desk.pool).report
@@ -104,17 +105,6 @@ def save_strip(pictures: Sequence[Image.Image], file: Path) -> None:
     for column, picture in enumerate(pictures):
         strip.paste(picture, (column * side, 0))
     strip.save(file, quality=90)
-
-
-def forget_peak() -> None:
-    """Begins the process's peak of memory anew (Linux: proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_megabytes() -> float:
-    """The most memory the process has held since `forget_peak`, libraries and base model included, in MB."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def options_of(unit: Unit) -> TrainOptions:

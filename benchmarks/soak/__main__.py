@@ -17,21 +17,23 @@ import time
 from pathlib import Path
 
 from tests.conftest import example_project, weights
+from tests.reliability.faults import Kind
 from tests.reliability.processes import TIMEOUT, finished, kills, running
 from tests.reliability.scenarios import SCENARIOS, declared_two_steps, in_process, try_all
 
+KINDS: tuple[Kind, ...] = ("dies", "is full")
 FOLDER = Path("build/soak")
 """What `faults` has done already, so that it goes on there."""
 
 
-def faults(folder: Path) -> str:
-    """Every call of every command."""
+def faults(folder: Path, names: list[str]) -> str:
+    """Every call of the named commands."""
     tried = 0
     with in_process(folder) as trials:
-        for name, trial in trials.items():
-            for kind in ("dies", "is full"):
-                tried += try_all(trial, kind, folder / f"{name}-{kind.replace(' ', '-')}.txt", say)
-    return f"{tried} calls of {', '.join(SCENARIOS)} went wrong"
+        for kind in KINDS:
+            for name in names:
+                tried += try_all(trials[name], kind, folder / f"{name}-{kind.replace(' ', '-')}.txt", say)
+    return f"{tried} calls of {', '.join(names)} went wrong"
 
 
 def kill(folder: Path, count: int, seed: int) -> str:
@@ -89,6 +91,7 @@ def main() -> int:
     parser.add_argument("step", choices=["faults", "kills", "crowd"])
     parser.add_argument("--count", type=int, default=None, help="kills (200), or trainings of the crowd (50)")
     parser.add_argument("--alive", type=int, default=8)
+    parser.add_argument("--only", choices=SCENARIOS, action="append", help="of faults; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     began = time.monotonic()
@@ -96,7 +99,7 @@ def main() -> int:
         match chosen.step:
             case "faults":
                 FOLDER.mkdir(parents=True, exist_ok=True)
-                done = faults(FOLDER)
+                done = faults(FOLDER, chosen.only or list(SCENARIOS))
             case "kills":
                 done = kill(Path(folder), chosen.count or 200, chosen.seed)
             case _:

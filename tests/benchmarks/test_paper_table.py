@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from attnbooth_cli.engine.families import ComponentPool
+from benchmarks import memory
 from benchmarks.judges import Classifier, InstanceEncoder
 from benchmarks.paper_table import __main__ as command
 from benchmarks.paper_table import page, run, units
@@ -206,10 +207,10 @@ def test_differences_are_paired_over_concepts() -> None:
 
 
 def test_the_peak_of_memory_is_that_since_it_was_forgotten() -> None:
-    run.forget_peak()
-    before = run.peak_megabytes()
+    memory.forget_peak()
+    before = memory.peak_bytes()
     held = torch.ones(50_000_000)
-    assert run.peak_megabytes() > before + 190
+    assert memory.peak_bytes() > before + 190e6
     del held
-    run.forget_peak()
-    assert run.peak_megabytes() < before + 100
+    memory.forget_peak()
+    assert memory.peak_bytes() < before + 100e6

@@ -117,3 +117,28 @@ def test_fused_inside_recording_is_plain_sampling(components: Components) -> Non
         plain = components.unet(latents, timesteps, hidden).sample
         with recording_statistics(components.unet, [3, 4]), fused(components.unet):
             assert torch.equal(components.unet(latents, timesteps, hidden).sample, plain)
+
+
+def test_one_prompt_for_the_whole_batch_is_projected_once(components: Components) -> None:
+    """Its keys and values; and what comes out is what a prompt a sample gives."""
+    unet = components.unet
+    channels, side, _ = latent_shape(components)
+    latents = torch.randn(3, channels, side, side, generator=torch.Generator().manual_seed(0))
+    prompt = torch.randn(1, 77, unet.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+    rows: list[int] = []
+    hooks = [
+        module.to_k.register_forward_hook(lambda module, given, output: rows.append(len(given[0])))
+        for module in cross_attention_modules(unet).values()
+    ]
+    with torch.no_grad(), recording_statistics(unet, [1, 2]) as recorder:
+        found = []
+        for told in (prompt.expand(3, -1, -1), prompt.repeat(3, 1, 1)):
+            with recorder.armed():
+                found.append((unet(latents, torch.tensor(7), told).sample, recorder.layers))
+    for hook in hooks:
+        hook.remove()
+    layers = len(cross_attention_modules(unet))
+    assert rows == [1] * layers + [3] * layers
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    for once, each in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(once.mean, each.mean, rtol=1e-5, atol=1e-8)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,26 @@ def moved_out(name: str) -> Callable[[Path], None]:
     return move
 
 
+def linked_out(name: str, target: str) -> Callable[[Path], None]:
+    """Puts a link to a file or folder outside the project where the project has none."""
+
+    def link(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(target)
+
+    return link
+
+
+def piped(name: str) -> Callable[[Path], None]:
+    """Lets a pipe, which nobody writes to, stand in a file's place."""
+
+    def pipe(root: Path) -> None:
+        (root / name).unlink(missing_ok=True)
+        os.mkfifo(root / name)
+
+    return pipe
+
+
 def run_called(name: str) -> Callable[[Path], None]:
     def rename(document: dict[str, Any]) -> None:
         document["runs"][0]["name"] = name
@@ -158,6 +180,28 @@ STRANGERS = (
         GENERATE,
         5,
         "is not in this folder",
+    ),
+    stranger("a card whose step is infinite", card(step=math.inf), GENERATE, 5, "concept.json"),
+    stranger("a card without its digest", edit_json(CARD, lambda c: c.pop("digest")), GENERATE, 5, "concept.json"),
+    stranger("a card without a plan", card(plan=None), GENERATE, 5, "concept.json"),
+    stranger("a card whose category is a list", card(category=[1]), GENERATE, 5, "concept.json"),
+    stranger("a card whose category is an escape", card(category="\x1b[31mX"), GENERATE, 5, "concept.json"),
+    *(
+        stranger(
+            f"a card of {said} pixels",
+            edit_json(CARD, lambda c, said=said: c["plan"].update(resolution=said)),  # type: ignore[misc]
+            GENERATE,
+            5,
+            "its resolution cannot be",
+        )
+        for said in (63, 0, -64, 100_000, math.inf, "64")
+    ),
+    stranger(
+        "a card whose base is a number",
+        edit_json(CARD, lambda c: c["base"].update(model=3)),
+        GENERATE,
+        5,
+        "its base model is not named",
     ),
     stranger("a card of a run above", card(run="../../x"), GENERATE, 5, "concept.json"),
     stranger(
@@ -230,6 +274,42 @@ STRANGERS = (
         5,
         "plan.json",
     ),
+    *(
+        stranger(f"a plan with {key} {value!r:.9}", plan(**{key: value}), RESUME, 5, "plan.json")
+        for key, value in {
+            "pictures": [],
+            "stages": [],
+            "prompts": [],
+            "seed": 10**40,
+            "augmentation_pool": -1,
+            "checkpoint_every": -1,
+            "micro_batch_size": -4,
+        }.items()
+    ),
+    stranger(
+        "a plan with every stage twice",
+        edit_json(PLAN, lambda p: p["plan"].update(stages=2 * p["plan"]["stages"])),
+        RESUME,
+        5,
+        "its stages are not those of",
+    ),
+    *(
+        stranger(
+            f"a plan with a learning rate of {rate}",
+            edit_json(PLAN, lambda p, rate=rate: [s.update(learning_rate=rate) for s in p["plan"]["stages"]]),  # type: ignore[misc]
+            RESUME,
+            5,
+            "plan.json",
+        )
+        for rate in (-1.0, math.nan, math.inf)
+    ),
+    stranger(
+        "a plan with a thousand million vectors",
+        edit_json(PLAN, lambda p: p["plan"]["concept"].update(vectors=10**9)),
+        RESUME,
+        5,
+        "vectors",
+    ),
     stranger("a plan with a method nobody knows", plan(method="x"), RESUME, 5, "plan.json"),
     stranger("a plan with an augmentation nobody knows", plan(augmentation="x"), RESUME, 5, "plan.json"),
     stranger("a plan with a resolution of no pixels", plan(resolution=0), RESUME, 5, "plan.json"),
@@ -243,9 +323,29 @@ STRANGERS = (
         "weights.safetensors",
     ),
     stranger("a checkpoint without its files", checkpoint({}), RESUME, 5, "weights.safetensors"),
+    stranger(
+        "a checkpoint of a step beyond its stage",
+        checkpoint({"weights.safetensors": safetensors({})}, step=7),
+        RESUME,
+        5,
+        "step 7 of 1",
+    ),
     stranger("runs/ that is elsewhere", moved_out("runs"), RESUME, 2, "leads out of the project"),
     stranger("a run that is elsewhere", moved_out(f"runs/{RUN}"), RESUME, 2, "leads out of the project"),
     stranger("a run's events that are elsewhere", moved_out(f"runs/{RUN}/events.jsonl"), RESUME, 2, "leads out of the"),
+    stranger(
+        "a stage's result that is elsewhere", moved_out(f"runs/{RUN}/stages/embedding"), RESUME, 2, "leads out of"
+    ),
+    stranger("weights that are elsewhere", moved_out(f"concept/{EMBEDS}"), GENERATE, 2, "leads out of the project"),
+    stranger("a sample that is elsewhere", linked_out("samples/a.png", "/gone/a.png"), GENERATE, 2, "leads out of the"),
+    stranger("features that are elsewhere", linked_out("eval/features", "/tmp"), STATUS, 2, "leads out of the project"),
+    stranger("held-out pictures that are elsewhere", linked_out("held-out", "/tmp"), STATUS, 2, "leads out of the"),
+    stranger(
+        "a replaced concept that is elsewhere", linked_out(".concept.replaced", "/tmp"), STATUS, 2, "leads out of"
+    ),
+    stranger("a pipe for events", piped(f"runs/{RUN}/events.jsonl"), RESUME, 2, "neither a file nor a folder"),
+    stranger("a pipe for weights", piped(f"concept/{EMBEDS}"), GENERATE, 2, "neither a file nor a folder"),
+    stranger("a pipe for a picture", piped("samples/a-cat-0.png"), GENERATE, 2, "neither a file nor a folder"),
     stranger("concept/ that is elsewhere", moved_out("concept"), GENERATE, 2, "leads out of the project"),
     stranger("a state that is elsewhere", moved_out("state.json"), STATUS, 2, "leads out of the project"),
     stranger("pictures that are elsewhere", moved_out("images"), RESUME, 2, "leads out of the project"),

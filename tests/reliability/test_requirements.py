@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from attnbooth_cli.engine import requirements
+from attnbooth_cli.engine import machine, requirements
 from attnbooth_cli.engine.base_models import bundled_folder
 from attnbooth_cli.engine.preparation import TrainOptions, prepare
 from tests.conftest import SHORT, Cli, weights
@@ -69,17 +69,17 @@ def test_a_containers_limit_is_a_limit(version: int, tmp_path: Path, monkeypatch
     folder.mkdir(exist_ok=True)
     for name, text in zip((*names, "memory.stat"), ("1000\n", "600\n", "anon 500\ninactive_file 100\n"), strict=True):
         (folder / name).write_text(text)
-    assert requirements.container_memory(tmp_path) == 500
+    assert machine.container_memory(tmp_path) == 500
     for left in (500, 0):
-        monkeypatch.setattr(requirements, "container_memory", lambda left=left: left)
+        monkeypatch.setattr(machine, "container_memory", lambda left=left: left)
         assert requirements.free_memory(torch.device("cpu")) == left
 
 
 def test_no_limit_is_none(tmp_path: Path) -> None:
-    assert requirements.container_memory(tmp_path) is None
+    assert machine.container_memory(tmp_path) is None
     for name, text in (("memory.max", "max\n"), ("memory.current", "600\n"), ("memory.stat", "")):
         (tmp_path / name).write_text(text)
-    assert requirements.container_memory(tmp_path) is None
+    assert machine.container_memory(tmp_path) is None
 
 
 def test_deterministic_kernels_are_asked_for_during_training_only(

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,14 @@ SCHEMA = 1
 def printable(text: str) -> str:
     """Text from a file as a terminal may have it: without control characters, which could do anything to it."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def harmless(text: str) -> str:
+    """Text as a terminal may have it, its line breaks kept: what a stranger's project says may hold any character."""
+    return "".join(
+        character if character == "\n" or unicodedata.category(character) != "Cc" else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Console:
     def result(self, text: str) -> None:
         """A line of the command's result, for people."""
         if not self.json:
-            print(text, flush=True)
+            print(harmless(text), flush=True)
 
     def results(self, lines: Iterable[str]) -> None:
         """Several such lines."""
@@ -65,12 +74,12 @@ class Console:
     def message(self, text: str) -> None:
         """Something the person should know, on stderr: wrapped for a terminal, one line for a file."""
         if not self.quiet:
-            _say(text)
+            _say(harmless(text))
 
     def place(self, label: str, path: object) -> None:
         """A message that says where something is."""
         if not self.quiet:
-            print("\n".join(path_lines(label, path, width_of(sys.stderr))), file=sys.stderr, flush=True)
+            print(harmless("\n".join(path_lines(label, path, width_of(sys.stderr)))), file=sys.stderr, flush=True)
 
     def warning(self, text: str) -> None:
         """A message that something may not be as the person thinks."""

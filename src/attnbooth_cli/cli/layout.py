@@ -10,7 +10,10 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from attnbooth_cli.engine.forecast import Outlook
 
 WIDTH = 80
 """Columns of a terminal that does not say."""
@@ -76,3 +79,23 @@ def settings_lines(table: Mapping[str, tuple[Any, str]], width: int) -> Iterator
         yield f"{key:<{keys}}  {first}".rstrip()
         yield from (indent + part for part in more)
         yield from (indent + part for part in textwrap.wrap(f"from {origin}", room, break_long_words=False))
+
+
+def outlook_lines(expected: Outlook) -> Iterator[str]:
+    """Memory and time a run will need, and what that was told by."""
+    from attnbooth_cli.reports.units import duration
+
+    if expected.forecast is None:
+        yield "memory:  not known beforehand for this kind of base model"
+        return
+    largest = max(expected.forecast.stages, key=lambda stage: stage.peak)
+    free = f"; {expected.free / 1e9:.1f} GB are free" if expected.free is not None else ""
+    yield f"memory:  about {largest.peak / 1e9:.1f} GB at most, in stage {largest.name} (float32){free}"
+    if expected.free is not None and largest.peak > expected.free:
+        smallest = f"{expected.forecast.smallest / 1e9:.1f} GB one picture at a time"
+        yield f"         too much at once: --set train.micro_batch_size=1 needs about {smallest}"
+    if expected.seconds is None or expected.rate is None:
+        yield "time:    not known before a first run on this computer; train tells when it begins"
+        return
+    rate = f"{expected.rate.operations / 1e9:.1f} GFLOP/s, measured with {expected.rate.model} ({expected.rate.place})"
+    yield f"time:    about {duration(expected.seconds)} of steps, at {rate}"

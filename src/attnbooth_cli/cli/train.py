@@ -16,7 +16,7 @@ from attnbooth_cli.cli.each import each_project
 from attnbooth_cli.cli.first_use import heavy_imports
 from attnbooth_cli.cli.init import summary
 from attnbooth_cli.cli.inline import show_pictures
-from attnbooth_cli.cli.layout import command_lines, path_lines, settings_lines, wrapped
+from attnbooth_cli.cli.layout import command_lines, outlook_lines, path_lines, settings_lines, wrapped
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.shell import command
@@ -41,7 +41,7 @@ def train(
     until: Annotated[options.Stage | None, typer.Option(help="The last stage to do.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two steps a stage: does everything work here?")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every setting and where it comes from; do nothing.")
+        bool, typer.Option("--dry-run", help="Show every setting and its origin, memory and time needed; do nothing.")
     ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="[env: ATTNBOOTH_TRAIN_SEED; default: 0]")] = None,
     device: Annotated[
@@ -225,6 +225,7 @@ def _summary(root: Path, event: Finished, width: int) -> Iterable[str]:
 
 
 def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: Declaration) -> None:
+    from attnbooth_cli.engine.forecast import outlook
     from attnbooth_cli.engine.initialisation import check_declaration
     from attnbooth_cli.engine.plan import settings_of
     from attnbooth_cli.engine.preparation import prepare
@@ -234,6 +235,7 @@ def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: De
     for warning in prepared.warnings:
         console.warning(warning)
     table = settings_of(prepared.plan)
+    expected = outlook(prepared.plan, prepared.base)
     console.document(
         "plan",
         root,
@@ -241,5 +243,7 @@ def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: De
         digest=prepared.plan.digest,
         settings={key: {"value": value, "origin": origin} for key, (value, origin) in table.items()},
         warnings=prepared.warnings,
+        outlook=dataclasses.asdict(expected),
     )
     console.results(settings_lines(table, console.width))
+    console.results(outlook_lines(expected))

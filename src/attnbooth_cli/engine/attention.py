@@ -118,12 +118,15 @@ def project(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | No
         query [b, h, p, d], key and value [b, h, t, d].
     """
     context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    if context.stride(0) == 0:  # one prompt for the whole batch: its keys and values are computed once
+        context = context[:1]
     if encoder_hidden_states is not None and attn.norm_cross:
         context = attn.norm_encoder_hidden_states(context)
     query, key, value = (
         projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
     )
+    key, value = (projected.expand(len(query), -1, -1, -1) for projected in (key, value))
     if attn.norm_q is not None:
         query = attn.norm_q(query)
     if attn.norm_k is not None:

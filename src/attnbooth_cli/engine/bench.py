@@ -23,9 +23,6 @@ from attnbooth_cli.events import Emit, Warned
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.project import Project
 
-HELD_OUT = "held-out"
-"""Folder of a project with pictures of the concept that it is not trained on."""
-
 
 @dataclass(frozen=True)
 class Bench:
@@ -69,7 +66,7 @@ def open_bench(
     """
     sitting = open_sitting(root, options, emit, card_of, pool)
     question, device = sitting.question, sitting.device
-    held_out = sitting.project.root / HELD_OUT
+    held_out = sitting.project.held_out
 
     def say(text: str) -> None:
         emit(Warned(text))

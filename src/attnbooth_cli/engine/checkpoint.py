@@ -107,12 +107,16 @@ def read(folder: Path) -> Checkpoint:
     """
     try:
         document = up_to_date("checkpoint", read_document(folder / MARKER), folder / MARKER)
+        if not isinstance(document["scaler"], dict | None):
+            raise ValueError("its scaler's state is none")
         for name, expected in document["files"].items():
             if Path(name).name != name or durable.sha256(folder / name) != expected:
                 raise DamagedError(f"{folder / name} does not match its recorded hash")
         if document["stage"] not in STAGE_NAMES:
             raise ValueError(document["stage"])
-        return Checkpoint(folder, document["stage"], int(document["step"]), document["scaler"])
+        if type(document["step"]) is not int or document["step"] < 0:
+            raise ValueError("its step is no number of steps")
+        return Checkpoint(folder, document["stage"], document["step"], document["scaler"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"the checkpoint {folder} is not whole ({error})") from error
 

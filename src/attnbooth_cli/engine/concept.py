@@ -31,7 +31,7 @@ from attnbooth_cli.engine.weights import all_finite, read_tensors, write_tensors
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.documents import read_document
-from attnbooth_cli.project.manifest import MOST_VECTORS, check_token
+from attnbooth_cli.project.manifest import MOST_VECTORS, check_category, check_token
 from attnbooth_cli.project.project import Project, is_plain_name
 from attnbooth_cli.project.schema import present, up_to_date
 from attnbooth_cli.project.shell import command
@@ -41,6 +41,8 @@ CARD = "concept.json"
 EMBEDDINGS = "learned_embeds.safetensors"
 ATTENTION = "stages/attention.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
+MOST_PIXELS = 4096
+"""A side of a picture, as in manifests and `--size`."""
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -191,7 +193,9 @@ def open_card(folder: Path, remedy: str) -> Card:
         stages = tuple(stage for stage in STAGE_NAMES if stage in document["stages"])
         if not stages:
             raise ValueError("no stage")
-        step = int(document["step"]) if "step" in document else _planned_steps(document, stages[-1])
+        step = document["step"] if "step" in document else _planned_steps(document, stages[-1])
+        if type(step) is not int:
+            raise ValueError("its step is no number")
         with_category = bool(document.get("with_category", True))
         _require_card(document)
         concept = placeholder(document["token"], len(document["tokens"]), document["category"], with_category)
@@ -207,12 +211,18 @@ def _require_card(document: dict[str, Any]) -> None:
         ValueError, KeyError, TypeError, AttributeError: it is none of ours.
     """
     check_token(document["token"])
+    check_category(document["category"])
+    base, resolution = document["base"], document["plan"]["resolution"]
+    if not isinstance(base["model"], str) or not isinstance(base["sha256"], str | None):
+        raise ValueError("its base model is not named")
+    if not isinstance(base["revision"], str | None) or not isinstance(document["digest"], str):
+        raise ValueError("a hash or a revision is no text")
+    if type(resolution) is not int or resolution % 8 or not 8 <= resolution <= MOST_PIXELS:
+        raise ValueError("its resolution cannot be")
     if not is_plain_name(document["run"]):
         raise ValueError("its run is a path")
     if not 1 <= len(document["tokens"]) <= MOST_VECTORS:
         raise ValueError(f"{len(document['tokens'])} tokens")
-    if not {"model", "revision", "sha256"} <= set(document["base"]):
-        raise ValueError("its base model is not named")
     for name, expected in document["files"].items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"the file {name} is not in this folder")

@@ -7,6 +7,7 @@ done the last time, because that is what the result was made from.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbooth_cli.engine.methods import STAGE_NAMES
+from attnbooth_cli.project.documents import read_text
 
 ACTIVITIES = {
     "step": "training steps",
@@ -24,6 +26,8 @@ ACTIVITIES = {
 }
 """An event's name -> what the time before it went into."""
 
+_LATEST = 1e12
+"""Seconds since 1970 that no clock has shown yet."""
 _ANY_TIME = ("warning", "progress")
 """Events that may also come before a `start`."""
 
@@ -108,9 +112,9 @@ def read_history(path: Path, seconds_now: float) -> History:
         seconds_now: How long the run has been going on since it was last begun or continued.
 
     Raises:
-        OSError: it cannot be read.
+        OSError, ValueError: it cannot be read.
     """
-    events = list(_events(path.read_text(encoding="utf-8", errors="replace").splitlines()))
+    events = list(_events(read_text(path, errors="replace").splitlines()))
     steps: dict[tuple[int, int], Step] = {}
     samples: dict[tuple[int, int], Sample] = {}
     for event in events:
@@ -120,7 +124,7 @@ def read_history(path: Path, seconds_now: float) -> History:
                 steps[place] = _step(event)
             elif event["event"] == "sample":
                 samples[place] = _sample(event)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
     starts = [event for event in events if event["event"] == "start"]
     spent, seconds = _spent(events, seconds_now)
@@ -145,8 +149,21 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             isinstance(event, dict)
             and isinstance(event.get("event"), str)
             and isinstance(event.get("time"), int | float)
+            and abs(event["time"]) < _LATEST
         ):
             yield event
+
+
+def _number(value: Any) -> float:
+    """A number that can be added up and drawn.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is none; training stops before it would log such a loss.
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no number to draw")
+    return number
 
 
 def _step(event: dict[str, Any]) -> Step:
@@ -154,12 +171,12 @@ def _step(event: dict[str, Any]) -> Step:
     return Step(
         stage=event["stage"],
         step=int(event["step"]),
-        diffusion=float(event["diffusion_loss"]),
-        attention=float(event["attention_loss"]),
-        attention_mean=None if of_means is None else float(of_means),
-        attention_variance=None if of_variances is None else float(of_variances),
-        prior=float(event.get("prior_loss", 0.0)),
-        seconds=float(event["seconds"]),
+        diffusion=_number(event["diffusion_loss"]),
+        attention=_number(event["attention_loss"]),
+        attention_mean=None if of_means is None else _number(of_means),
+        attention_variance=None if of_variances is None else _number(of_variances),
+        prior=_number(event.get("prior_loss", 0.0)),
+        seconds=_number(event["seconds"]),
     )
 
 
@@ -181,12 +198,20 @@ def _spent(events: Sequence[dict[str, Any]], seconds_now: float) -> tuple[dict[s
         for before, event in pairwise(session):
             if event["event"] in ACTIVITIES:
                 spent[ACTIVITIES[event["event"]]] += max(0.0, event["time"] - before["time"])
-        said = session[-1].get("seconds") if session[-1]["event"] == "done" else None
+        said = _said(session[-1]) if session[-1]["event"] == "done" else None
         if number == len(sessions):
             seconds += seconds_now
         else:
-            seconds += float(said) if said is not None else max(0.0, session[-1]["time"] - session[0]["time"])
+            seconds += said if said is not None else max(0.0, session[-1]["time"] - session[0]["time"])
     return spent, seconds
+
+
+def _said(done: dict[str, Any]) -> float | None:
+    """The seconds that an end says it took."""
+    try:
+        return _number(done["seconds"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _sessions(events: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

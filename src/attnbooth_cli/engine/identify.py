@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,10 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: missing, unreadable, too large or not a JSON object.
     """
     try:
-        if path.stat().st_size > _JSON_LIMIT:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path} is not a file", USE_INSTEAD)
+        if status.st_size > _JSON_LIMIT:
             raise InputError(f"{path} is too large to be a configuration")
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -236,7 +240,10 @@ def _read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     """
     again = "the download may have been cut short; get the file again"
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is not a file", USE_INSTEAD)
+        size = status.st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0

@@ -128,7 +128,7 @@ def init(
         durable.remove_temporaries(project.root, durable.ABANDONED)
         copied = pictures.copy_in(survey, project.root / "images")
         text = manifest_text(
-            name=project.name[:100],
+            name=project.name[:100].encode(errors="replace").decode(),  # a name may hold bytes that are no text
             category=category,
             token=token,
             model=str(base.path.resolve()) if base.kind in ("folder", "file") else base.ref,

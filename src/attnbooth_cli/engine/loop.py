@@ -42,6 +42,8 @@ CLASS_PROMPT = "a photo of {}"
 """What the class's pictures are called (huggingface/diffusers, examples/dreambooth/README.md: "a photo of dog")."""
 FUSED = ("cpu", "cuda", "mps", "xpu")
 """Devices whose AdamW is one kernel for all tensors, in a third of the time (torch.optim.AdamW, `fused`)."""
+OPTIMIZER_STATE = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of each parameter: two moments of its shape, and a number."""
 INITIAL_SCALE = 2.0**16
 """Loss scale of fp16 (torch.amp.GradScaler's default)."""
 
@@ -363,9 +365,15 @@ def _restore(checkpoint: Checkpoint, parameters: Parameters, optimizer: Any, sca
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.tensors("optimizer").items():
         kind, _, name = key.partition("/")
-        if name not in places:
+        if name not in places or kind not in OPTIMIZER_STATE:
+            raise misfit(checkpoint.folder / "optimizer.safetensors", key)
+        # A fused step looks at no shapes: it would read and write beyond a moment that is too small.
+        shape = torch.Size() if kind == "step" else parameters[name].shape
+        if tensor.shape != shape or not tensor.is_floating_point():
             raise misfit(checkpoint.folder / "optimizer.safetensors", key)
         state.setdefault(places[name], {})[kind] = tensor
+    if any(len(moments) != len(OPTIMIZER_STATE) for moments in state.values()):
+        raise misfit(checkpoint.folder / "optimizer.safetensors", "a moment is missing")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if scaler is not None and checkpoint.scaler is not None:
         scaler.load_state_dict(checkpoint.scaler)

@@ -23,7 +23,15 @@ from pydantic import TypeAdapter, ValidationError
 from attnbooth_cli.engine.catalogue import Entry
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS, STAGE_NAMES, Method, Stage, StageName
 from attnbooth_cli.errors import DamagedError, InputError
-from attnbooth_cli.project.manifest import Manifest, TrainTable, UserConfig, train_table
+from attnbooth_cli.project.manifest import (
+    MOST_VECTORS,
+    Manifest,
+    TrainTable,
+    UserConfig,
+    check_category,
+    check_token,
+    train_table,
+)
 
 DEFAULTS: dict[str, Any] = {
     "train.method": ATTNDREAMBOOTH.name,
@@ -278,8 +286,24 @@ def _impossible(plan: Plan) -> str | None:
         return f"there is no method {plan.method!r}"
     if any(Path(picture.name).name != picture.name or "\\" in picture.name for picture in plan.pictures):
         return "a picture's name is a path"
-    counts = (plan.resolution, *(number for stage in plan.stages for number in (stage.steps, stage.batch_size)))
-    return "a resolution, steps or batch size below one" if min(counts) < 1 else None
+    if not plan.pictures:
+        return "it has no pictures"
+    of_method = [(stage.name, stage.adapter) for stage in METHODS[plan.method].stages]
+    if [(stage.name, stage.adapter) for stage in plan.stages] != of_method:
+        return f"its stages are not those of {plan.method}"
+    if not plan.prompts or any(prompt.count("{}") != 1 for prompt in plan.prompts):
+        return "a prompt does not name the concept once"
+    settings = {key: getattr(plan, key) for key in _PLAIN_KEYS if key != "prompt"}
+    of_stages = {str(its.name): {key: getattr(its, key) for key in _STAGE_KEYS} for its in plan.stages}
+    try:
+        check_token(plan.concept.token)
+        check_category(plan.concept.category)
+        train_table({**settings, **of_stages}, "a setting cannot be")
+    except InputError as error:
+        return error.message
+    except ValueError as error:
+        return str(error)
+    return None if 1 <= plan.concept.vectors <= MOST_VECTORS else "its number of vectors cannot be"
 
 
 def settings_of(plan: Plan) -> dict[str, tuple[Any, str]]:

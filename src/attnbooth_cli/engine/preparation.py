@@ -10,6 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from attnbooth_cli.engine.base_models import BaseModel, resolve
+from attnbooth_cli.engine.model_files import CONFIGS, TOKENIZER_FILES, weights_in
 from attnbooth_cli.engine.plan import Base, PictureFile, Plan, build_plan, check_settings
 from attnbooth_cli.engine.weight_hashes import file_sha256
 from attnbooth_cli.errors import BaseModelError, InputError
@@ -124,6 +125,45 @@ def all_weights_sha256(base: BaseModel) -> str:
     """SHA-256 over every weight file of a base model: whether two copies of it make the same pictures."""
     files = [base.path] if base.kind == "file" else sorted(base.path.glob("*/*.safetensors"))
     return durable.sha256_of_text("\n".join(file_sha256(path) for path in files))
+
+
+def file_hashes(base: BaseModel) -> dict[str, str]:
+    """SHA-256 of every file a base model is loaded from, by its path in the model: all that decides what is learned.
+
+    Weights other than those that are loaded are left out, and so is the judge that `tiny` brings.
+    """
+    folder = base.path if base.kind != "file" else base.config
+    files = {base.path.name: base.path} if base.kind == "file" else {}
+    if folder is not None:
+        picked = {} if base.kind == "file" else weights_in(folder)
+        names = [
+            *(f"{part}/{name}" for part, name in CONFIGS.items()),
+            *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+            *(f"{part}/{name}" for part, weights in picked.items() if weights for name in weights.files),
+        ]
+        files |= {name: folder / name for name in names if (folder / name).is_file()}
+    return {name: durable.sha256(path) for name, path in sorted(files.items())}
+
+
+def require_same_files(base: BaseModel, recorded: object) -> None:
+    """Refuses to go on with a run on a base model of which any file is another than when it began.
+
+    Args:
+        recorded: What `file_hashes` gave then; None in runs of older versions, of which the U-Net alone is known.
+
+    Raises:
+        BaseModelError: some are; the message names them.
+    """
+    if not isinstance(recorded, dict):
+        return
+    now = file_hashes(base)
+    changed = sorted(name for name in {*now, *map(str, recorded)} if now.get(name) != recorded.get(name))
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise BaseModelError(
+            f"the base model {base.ref} has other files than when this run began ({', '.join(changed[:3])}{more})",
+            "put the former model back, or begin again with: attnbooth train --restart",
+        )
 
 
 def base_of_plan(plan: Plan) -> BaseModel:

@@ -6,25 +6,18 @@ can foresee, and running out for them halves the micro-batches (`loop.run_stage`
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
-import psutil
 import torch
 
 from attnbooth_cli.engine import checkpoint
 from attnbooth_cli.engine.attention import cross_attention_modules
+from attnbooth_cli.engine.footprint import FLOAT, MOMENTS
+from attnbooth_cli.engine.machine import free_host_memory
 from attnbooth_cli.engine.methods import Stage
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.errors import ResourceError
 from attnbooth_cli.project import durable
-
-MOMENTS = 2
-"""Of AdamW, each as large as the weight."""
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux tells a container its limits."""
-FLOAT = 4
-"""Bytes of a float32, in which weights that are trained, their gradients and moments are held."""
 
 
 def require_disk(folder: Path, plan: Plan, unet: torch.nn.Module) -> None:
@@ -73,27 +66,9 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that can be allocated on a device now; None where nothing tells (MPS)."""
     match device.type:
         case "cpu":
-            left = container_memory()
-            available = int(psutil.virtual_memory().available)
-            return available if left is None else min(available, left)
+            return free_host_memory()
         case "cuda":
             cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             return torch.cuda.mem_get_info(device)[0] + cached
         case _:
             return None
-
-
-def container_memory(cgroup: Path = CGROUP) -> int | None:
-    """Bytes left below a container's own limit, cached files counted as free; None where there is no limit to read.
-
-    Version 2 and version 1 (Linux, Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst).
-    """
-    for folder, limit, used in (
-        (cgroup, "memory.max", "memory.current"),
-        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # the limit "max" is none
-            most, now = (int((folder / name).read_text()) for name in (limit, used))
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return max(most - now + int(statistics.get("inactive_file", 0)), 0)
-    return None

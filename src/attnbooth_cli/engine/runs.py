@@ -7,7 +7,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -109,6 +109,11 @@ def read_plan(folder: RunFolder) -> Plan:
         ) from None
 
 
+def base_files(folder: RunFolder) -> object:
+    """The hashes of the base model's files that a run was begun with; None where it does not say."""
+    return (read_json_object(folder.plan) or {}).get("base_files")
+
+
 def run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
     """The run `train` goes on with: one with this plan, finished or not; None to begin a new one.
 
@@ -119,7 +124,7 @@ def run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
     if same:
         return same[-1]
     others = [run for run in state.unfinished if not run.smoke]
-    done = [run for run in state.runs if run.name == state.concept_run and not run.smoke and is_current(project, run)]
+    done = [run for run in state.runs if not run.smoke and is_current(project, run)]
     if done and not others and not plan.smoke:
         changed = differences(read_plan(RunFolder(project, done[-1].name)), plan)
         raise InputError(
@@ -137,7 +142,15 @@ def run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
     return None
 
 
-def new_run(project: Project, plan: Plan, *, fast: bool) -> Run:
+def new_run(project: Project, plan: Plan, base_files: Mapping[str, str], *, fast: bool) -> Run:
+    """Begins a run: its folder, its plan and its entry in the index.
+
+    Args:
+        base_files: Hashes of the base model's files (`preparation.file_hashes`).
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
     label = plan.method + ("-smoke" if plan.smoke else "-fast" if fast else "")
     run = Run(new_run_name(project, label), plan.digest, plan.smoke, "unfinished", created=now())
     folder = RunFolder(project, run.name)
@@ -150,6 +163,7 @@ def new_run(project: Project, plan: Plan, *, fast: bool) -> Run:
             "digest": run.digest,
             "smoke": run.smoke,
             "plan": json.loads(plan_json(plan)),
+            "base_files": dict(base_files),
             "versions": {
                 "attnbooth": __version__,
                 **{name: version(name) for name in packages},

@@ -21,6 +21,8 @@ def project_status(root: Path | str) -> dict[str, Any]:
     project, manifest = open_project(Path(root))
     state = read_state(project)
     card = read_json_object(project.concept / "concept.json") or {}
+    if not isinstance(card.get("stages"), list) or not card["stages"]:
+        card = {}  # not one of ours; what is wrong with it is said where it is needed
     samples = sorted(project.samples.glob("*.png")) if project.samples.is_dir() else []
     generate = f'{command("generate", project.root)} "a photo of a {{}} on a beach"'
     train = command("resume" if state.unfinished else "train", project.root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,28 @@ from attnbooth_cli.engine.devices import (
     make_accelerator,
     resolve_device,
     resolve_precision,
+    return_large_blocks,
     same_bits,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
+from attnbooth_cli.engine.forecast import note_rate
 from attnbooth_cli.engine.gallery import Shelf, fill
-from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject, run_stage, trainable_parameters
+from attnbooth_cli.engine.loop import CLASS_PROMPT, Progress, Subject, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan, continued
 from attnbooth_cli.engine.preparation import (
     TrainOptions,
     base_of_plan,
     check_pictures_of_plan,
+    file_hashes,
     prepare,
+    require_same_files,
 )
 from attnbooth_cli.engine.prompting import KINDS
 from attnbooth_cli.engine.requirements import require_disk, require_memory
 from attnbooth_cli.engine.runs import (
     RunFolder,
+    base_files,
     is_current,
     logged,
     new_run,
@@ -116,7 +122,10 @@ def train(
 
         def decide() -> Run:
             found = None if restart else run_to_continue(project, read_state(project), plan)
-            run = replace(found or new_run(project, plan, fast=options.fast), until=until)
+            if found:
+                require_same_files(prepared.base, base_files(RunFolder(project, found.name)))
+            run = found or new_run(project, plan, file_hashes(prepared.base), fast=options.fast)
+            run = replace(run, until=until)
             record(project, run)
             return run
 
@@ -167,6 +176,7 @@ def resume(
             emit(_nothing_to_do(project, run))
             return project
         base, pool = base_of_plan(plan), pool or ComponentPool()
+        require_same_files(base, base_files(RunFolder(project, run.name)))
         with same_bits(plan.deterministic):
             _execute(project, manifest, run, plan, base, until, emit, should_stop, pool, report)
     return project
@@ -190,6 +200,8 @@ def _execute(
     picture_paths = check_pictures_of_plan(project, manifest, plan)
     emit = logged(folder, emit) if is_main_process() else ignore
     device = resolve_device(plan.device)
+    if device.type == "cpu":
+        return_large_blocks()
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
     components = pool.take(base)
     require_disk(folder.root, plan, components.unet)
@@ -260,6 +272,12 @@ def _execute(
 def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Checkpoint | None) -> None:
     plan, started = session.plan, time.monotonic()
     session.emit(StageStarted(stage.name, resumed.step if resumed else 0, stage.steps))
+    seconds: list[float] = []
+
+    def after_step(progress: Progress) -> None:
+        seconds.append(progress.seconds)
+        session.after_step(progress)
+
     run_stage(
         stage,
         session.subject,
@@ -269,7 +287,7 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
         micro_batch_size=session.micro_batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
         resume=resumed,
-        after_step=session.after_step,
+        after_step=after_step,
         lowered=session.lowered,
     )
     (encoder,) = session.subject.components.text_encoders
@@ -279,12 +297,20 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
         place = session.folder.stages / stage.name
         checkpoint.save(place, stage.name, stage.steps, {"weights": weights})
         session.emit(Checkpointed(stage.name, stage.steps, str(place)))
+        _note_rate(session, stage, seconds)
     session.accelerator.wait_for_everyone()
     if stage.adapts_unet:
         adapters.merge(session.subject.components.unet)
     if not plan.smoke or stage is plan.stages_until(None)[-1]:
         session.sample(stage, stage.steps)
     session.emit(StageFinished(stage.name, stage.steps, stage.steps, time.monotonic() - started))
+
+
+def _note_rate(session: Session, stage: Stage, seconds: Sequence[float]) -> None:
+    plan, components, device = session.plan, session.subject.components, session.accelerator.device
+    place = f"{device.type} {resolve_precision(plan.precision, device)}"
+    side = plan.resolution // components.pixels_per_latent
+    note_rate(plan, stage, components.unet.config, side, place, seconds)
 
 
 def _restore(
@@ -304,8 +330,10 @@ def _restore(
     found, skipped = checkpoint.newest(folder.checkpoints)
     for sentence in skipped:
         emit(Warned(sentence))
-    upcoming = [stage.name for stage in stages if stage.name not in finished]
-    if found and upcoming and found.stage == upcoming[0]:
+    upcoming = [stage for stage in stages if stage.name not in finished]
+    if found and upcoming and found.stage == upcoming[0].name:
+        if found.step > upcoming[0].steps:
+            raise checkpoint.misfit(found.folder / checkpoint.MARKER, f"step {found.step} of {upcoming[0].steps}")
         return finished, found
     return finished, None
 
@@ -351,7 +379,7 @@ def _report(
             is_current=(read_json_object(session.project.concept / concept.CARD) or {}).get("run")
             == session.folder.name,
         )
-    except (BoothError, OSError) as error:
+    except (BoothError, OSError, ValueError) as error:
         session.emit(Warned(f"the report of the run could not be written ({error})"))
         return None
 

@@ -56,6 +56,7 @@ def write_training_report(
     """
     history = read_history(folder.events, seconds)
     record = read_json_object(folder.plan) or {}
+    versions = record.get("versions")
     samples = _chosen(history.samples, plan)
     count = len(training_pictures) + len(samples)
     remaining = [stage.name for stage in plan.stages_until(None) if stage.name not in finished]
@@ -82,7 +83,7 @@ def write_training_report(
         starts=history.starts,
         total=history.seconds,
         settings=[_row(key, value, origin) for key, (value, origin) in settings_of(plan).items()],
-        versions={**record.get("versions", {}), "threads": record.get("threads")},
+        versions={**(versions if isinstance(versions, dict) else {}), "threads": record.get("threads")},
     )
 
 
@@ -196,7 +197,7 @@ def _sample_command(root: Path, prompt: str, stage: str, path: Path) -> str | No
         metadata = read_metadata(path) or {}
         settings = {name: metadata[name] for name in _SETTINGS}
         return generate_command(root, prompt, stage=stage, **settings)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

@@ -10,6 +10,24 @@ from typing import Any
 MAX_BYTES = 100_000_000
 
 
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """The text in a file.
+
+    Args:
+        errors: What to do about bytes that are not UTF-8, as `bytes.decode` takes it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no plain file, too large for a document, or not UTF-8.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a file")  # a pipe would be waited for
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES // 1_000_000} MB")
+    return path.read_text(encoding="utf-8", errors=errors)
+
+
 def read_document(path: Path) -> Any:
     """The JSON in a file.
 
@@ -17,13 +35,8 @@ def read_document(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is no plain file, too large for a document, not UTF-8, not JSON, or nested too deeply.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a file")  # a pipe would be waited for
-    if status.st_size > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES // 1_000_000} MB")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

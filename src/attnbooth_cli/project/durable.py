@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -153,8 +154,8 @@ def _place_new(temporary: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of UTF-8 text; half a surrogate pair, which UTF-8 has not, is written as JSON spells it."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -182,7 +183,7 @@ def new_directory(place: Path) -> Iterator[Path]:
                 for name in names:
                     sync_file(Path(folder) / name)
                 sync_directory(Path(folder))
-            old = _aside(place)
+            old = aside(place)
             if place.exists():
                 if old.exists():
                     shutil.rmtree(old)
@@ -218,14 +219,14 @@ def new_numbered_directory(parent: Path, stem: str) -> Iterator[tuple[Path, Path
 
 def recover_directory(place: Path) -> None:
     """Puts back a folder that `new_directory` had moved aside when the process died."""
-    old = _aside(place)
+    old = aside(place)
     if old.exists() and not place.exists():
         old.rename(place)
 
 
 def present(place: Path) -> Path:
     """Where a reader finds the folder `new_directory` may be replacing, or may have died replacing, right now."""
-    old = _aside(place)
+    old = aside(place)
     return old if old.is_dir() and not place.exists() else place
 
 
@@ -247,7 +248,13 @@ def remove_temporaries(folder: Path, older_than: float, *, below: bool = True) -
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as lower-case hex."""
+    """The file's SHA-256 as lower-case hex.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which might never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -271,7 +278,8 @@ def require_free_space(folder: Path, needed: int, purpose: str) -> None:
         )
 
 
-def _aside(place: Path) -> Path:
+def aside(place: Path) -> Path:
+    """Where `new_directory` keeps the folder it is about to replace."""
     return place.with_name(f".{place.name}.replaced")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnbooth_cli.errors import InputError
+from attnbooth_cli.project.durable import aside
 from attnbooth_cli.project.shell import command
 
 if TYPE_CHECKING:
@@ -50,6 +53,11 @@ class Project:
         return self.root / "attention"
 
     @property
+    def held_out(self) -> Path:
+        """Pictures of the concept that it is not trained on, where there are any."""
+        return self.root / "held-out"
+
+    @property
     def runs(self) -> Path:
         """One folder a run."""
         return self.root / "runs"
@@ -80,9 +88,32 @@ def open_project(root: Path) -> tuple[Project, Manifest]:
         raise InputError(
             f"{root} is not a concept project (no {MANIFEST_NAME})", command("init", root, "--category", "...")
         )
-    places = (project.concept, project.samples, project.evaluation, project.attention, project.runs)
-    require_inside(project, (project.manifest, project.state, *places))
+    places = (project.concept, project.samples, project.evaluation, project.attention, project.runs, project.held_out)
+    replaced = aside(project.concept)  # what stands in for the concept after a crash
+    require_inside(project, (project.manifest, project.state, *places, replaced))
+    for place in (*places, replaced):
+        _require_plain(project, place)
     return project, read_manifest(project.manifest)
+
+
+def _require_plain(project: Project, folder: Path) -> None:
+    """Refuses what a stranger may have put into a folder or below it: links out of the project, pipes and devices.
+
+    The kind of an entry comes with its name, so that many thousand pictures cost no time.
+
+    Raises:
+        InputError: something there is of that kind.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    require_inside(project, [Path(entry.path)])
+                elif entry.is_dir():
+                    waiting.append(entry.path)
+                elif not entry.is_file() and os.path.lexists(entry.path):  # else it has gone meanwhile
+                    raise InputError(f"{entry.path} is neither a file nor a folder", "remove it")
 
 
 def is_plain_name(name: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from attnbooth_cli.project import durable
+from attnbooth_cli.errors import BoothError
+from attnbooth_cli.project import durable, pictures
 
 METADATA_KEY = "attnbooth"
 """The PNG text chunk that holds the JSON object `save_picture` was given."""
@@ -75,24 +77,30 @@ def find_pictures(folder: Path, stems: Sequence[str], metadata: Sequence[Mapping
 def _recorded(path: Path) -> dict[str, Any] | None:
     """`read_metadata` of a whole picture; None of anything else."""
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()
+        pictures.load(path)  # a plain file of bearable size, whoever put it there
         return read_metadata(path)
-    except (OSError, ValueError, SyntaxError):
+    except (BoothError, OSError, ValueError, SyntaxError):
         return None
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What `save_picture` recorded in a PNG, or None."""
+    """What `save_picture` recorded in a PNG, or None.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it is no PNG, or what it records is not JSON.
+    """
     with Image.open(path, formats=["PNG"]) as picture:
         text = picture.info.get(METADATA_KEY)
-    return json.loads(text) if isinstance(text, str) else None
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:
     """`folder/stem+suffix`, or the first of `stem-2`, `stem-3`, ... that does not exist."""
     path, number = folder / f"{stem}{suffix}", 2
-    while path.exists():
+    while os.path.lexists(path):  # also a link to nothing takes a name
         path, number = folder / f"{stem}-{number}{suffix}", number + 1
     return path
 

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from attnbooth_cli.project import durable
-from attnbooth_cli.project.documents import read_document, read_json_object
+from attnbooth_cli.project.documents import read_document, read_json_object, read_text
 from attnbooth_cli.project.project import Project, is_plain_name
 from attnbooth_cli.project.schema import present, up_to_date
 
@@ -77,7 +77,8 @@ def read_state(project: Project) -> State:
         document = up_to_date("state", read_document(project.state), project.state)
         del document["schema"]
         state = TypeAdapter(State).validate_python(document)
-        if not all(is_plain_name(run.name) for run in state.runs):
+        named = (*(run.name for run in state.runs), *filter(None, [state.concept_run]))
+        if not all(is_plain_name(name) for name in named):
             raise ValueError("a run's name is a path")
         return state
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
@@ -135,8 +136,8 @@ def _logged(path: Path) -> tuple[tuple[str, ...], bool]:
     stages: dict[str, None] = {}
     last = None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError):
         return (), False
     for line in lines:
         try:

@@ -1,0 +1,96 @@
+"""What `train --dry-run` says of memory and time before anything is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attnbooth_cli.engine import forecast, rates
+from attnbooth_cli.engine.base_models import resolve
+from attnbooth_cli.engine.preparation import TrainOptions, prepare
+from tests.conftest import SHORT, Cli
+from tests.engine.test_layouts import save_layout
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNBOOTH_CACHE", str(tmp_path / "cache"))
+
+
+def test_memory_is_told_with_what_is_free(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "free_host_memory", lambda: 3_500_000_000)
+    done = cli("train", project, "--dry-run", "--device", "cpu")
+    assert done.code == 0
+    assert "in stage unet (float32); 3.5 GB are free" in done.out
+    assert "not known before a first run" in done.out
+    outlook = cli("train", project, "--dry-run", "--device", "cpu", "--json").document["outlook"]
+    assert [stage["name"] for stage in outlook["forecast"]["stages"]] == ["embedding", "attention", "unet"]
+    assert outlook["free"] == 3_500_000_000
+    assert outlook["seconds"] is None
+
+
+def test_smaller_micro_batches_are_named_where_they_fit(
+    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(project, TrainOptions(device="cpu"))
+    expected = forecast.forecast(prepared.plan, prepared.base)
+    assert expected is not None
+    assert expected.smallest < expected.peak
+    monkeypatch.setattr(forecast, "free_host_memory", lambda: (expected.smallest + expected.peak) // 2)
+    done = cli("train", project, "--dry-run", "--device", "cpu")
+    assert done.code == 0
+    assert "train.micro_batch_size=1 needs about" in done.out
+
+
+def test_what_cannot_fit_is_refused_with_numbers(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "free_host_memory", lambda: 300_000_000)
+    done = cli("train", project, "--dry-run", "--device", "cpu")
+    assert done.code == 6
+    assert "even one picture at a time, and 0.3 GB are free" in done.err
+
+
+def test_time_is_told_by_the_rate_of_the_last_run(cli: Cli, project: Path) -> None:
+    steps = [f"--set=train.{stage}.steps=6" for stage in ("embedding", "attention", "unet")]
+    assert cli("train", project, *SHORT, *steps, "-q").code == 0
+    rate = rates.newest("cpu", "tiny")
+    assert rate is not None
+    assert rate.place == "cpu float32"
+    assert 1e8 < rate.operations < 1e13
+    done = cli("train", project, "--dry-run", "--device", "cpu", "--json").document["outlook"]
+    total = sum(stage["operations"] for stage in done["forecast"]["stages"])
+    assert done["seconds"] == pytest.approx(total / rate.operations)
+    assert "measured with tiny (cpu float32)" in cli("train", project, "--dry-run", "--device", "cpu").out
+    assert rates.newest("cuda", "tiny") is None
+
+
+def test_a_rate_of_the_same_base_model_is_preferred() -> None:
+    rates.note("cpu float32", "tiny", 1e10)
+    rates.note("cpu float32", "large", 2e10)
+    assert [rates.newest(None, model).operations for model in ("tiny", "large", "other")] == [1e10, 2e10, 2e10]
+
+
+def test_a_damaged_cache_is_an_empty_one(cli: Cli, project: Path) -> None:
+    rates.rates_file().parent.mkdir()
+    for text in (
+        "",
+        "[]",
+        '{"a": 3, "b": {"place": 1}}',
+        '{"a": {"place": "cpu", "model": "", "operations": "x", "noted": 0}}',
+    ):
+        rates.rates_file().write_text(text)
+        assert "not known before" in cli("train", project, "--dry-run").out
+    rates.rates_file().unlink()
+    rates.rates_file().mkdir()
+    rates.note("cpu float32", "tiny", 1e10)
+    assert rates.newest(None, "tiny") is None
+
+
+def test_the_loaded_model_is_counted_from_its_files(tmp_path: Path, project: Path) -> None:
+    folder = save_layout(tmp_path / "sd21", 2)
+    plan = prepare(project, TrainOptions()).plan
+    small = forecast.forecast(plan, resolve(str(folder)))
+    numbers = [forecast._numbers(folder / name, None) for name in ("unet", "vae", "text_encoder")]
+    sizes = [sum(file.stat().st_size for file in (folder / name).glob("*.safetensors")) for name in ("unet", "vae")]
+    assert small is not None
+    assert [4 * number for number in numbers[:2]] == pytest.approx(sizes, rel=0.05)
