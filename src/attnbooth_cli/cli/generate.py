@@ -11,6 +11,7 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.first_use import heavy_imports
 from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.prompt_files import read_prompts
@@ -54,7 +55,9 @@ def generate(
         open_project(root)  # before torch, which a mistake need not wait for
         from attnbooth_cli.cli.progress import shown
         from attnbooth_cli.cli.signals import stop_at_once
-        from attnbooth_cli.engine.generation import generate as engine_generate
+
+        with heavy_imports():
+            from attnbooth_cli.engine.generation import generate as engine_generate
 
         texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
         again = "the same command with --missing goes on"

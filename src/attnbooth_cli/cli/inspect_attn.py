@@ -11,6 +11,7 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console, printable
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.first_use import heavy_imports
 from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.project.project import open_project
 
@@ -65,7 +66,9 @@ def inspect_attn(
         open_project(root)  # before torch, which a mistake need not wait for
         from attnbooth_cli.cli.progress import shown
         from attnbooth_cli.cli.signals import stop_at_once
-        from attnbooth_cli.engine.inspection import InspectOptions, inspect_attention
+
+        with heavy_imports():
+            from attnbooth_cli.engine.inspection import InspectOptions, inspect_attention
 
         asked = InspectOptions(
             words=tuple(words or ()),

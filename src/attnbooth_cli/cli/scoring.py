@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnbooth_cli.cli.console import Console, printable
 from attnbooth_cli.cli.each import each_project, in_one_document
+from attnbooth_cli.cli.first_use import heavy_imports
 from attnbooth_cli.cli.scores import comparison_lines, over_training_lines, scores_lines
 from attnbooth_cli.engine.gates import Gates
 from attnbooth_cli.project.project import Project
@@ -37,8 +38,10 @@ def run_scoring(
     """
     from attnbooth_cli.cli.progress import shown
     from attnbooth_cli.cli.signals import stop_at_once
-    from attnbooth_cli.engine import evaluation
-    from attnbooth_cli.engine.comparison import side_by_side
+
+    with heavy_imports():
+        from attnbooth_cli.engine import evaluation
+        from attnbooth_cli.engine.comparison import side_by_side
     from attnbooth_cli.reports.eval_page import write_comparison_page, write_eval_page
 
     question = asked()

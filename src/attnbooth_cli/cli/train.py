@@ -13,11 +13,11 @@ import typer
 from attnbooth_cli.cli import options
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import each_project
+from attnbooth_cli.cli.first_use import heavy_imports
 from attnbooth_cli.cli.init import summary
 from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.cli.layout import command_lines, outlook_lines, path_lines, settings_lines, wrapped
 from attnbooth_cli.errors import BoothError
-from attnbooth_cli.events import Emit, Event, Finished, Started, Warned
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.shell import command
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attnbooth_cli.engine.families import ComponentPool
     from attnbooth_cli.engine.initialisation import Declaration
     from attnbooth_cli.engine.preparation import TrainOptions
+    from attnbooth_cli.events import Emit, Event, Finished
 
 
 def train(
@@ -116,7 +117,8 @@ def train(
         if made:
             for line in summary(made, console.width):
                 console.message(line)
-        from attnbooth_cli.engine.training import train as engine_train  # torch, which a mistake need not wait for
+        with heavy_imports():  # which a mistake need not wait for
+            from attnbooth_cli.engine.training import train as engine_train
 
         engine_train(
             root,
@@ -143,7 +145,8 @@ def resume(
 
     def one(root: Path, emit: Emit, should_stop: Callable[[], int], pool: Callable[[], ComponentPool]) -> None:
         open_project(root)
-        from attnbooth_cli.engine.training import resume as engine_resume  # torch, which a mistake need not wait for
+        with heavy_imports():  # which a mistake need not wait for
+            from attnbooth_cli.engine.training import resume as engine_resume
 
         engine_resume(root, emit=emit, should_stop=should_stop, pool=pool(), report=report)
 
@@ -186,6 +189,7 @@ def _reporter(
     console: Console, root: Path, show: Callable[[Event], None], runs: dict[Path, str], finished: list[Finished]
 ) -> Emit:
     """Events to bars or lines and to the JSON stream; notes each project's run in `runs`, and how it `finished`."""
+    from attnbooth_cli.events import Finished, Started, Warned
 
     def report(event: Event) -> None:
         show(event)

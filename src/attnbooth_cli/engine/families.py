@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from attnbooth_cli.engine import libraries  # noqa: F401
 from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.pipeline_folder import Parts, load_parts
 from attnbooth_cli.errors import DamagedError, InputError
 
 Conditioning = dict[str, Tensor]
@@ -116,48 +117,33 @@ def load_tokenizer(base: BaseModel) -> Any:
 
 
 def _load_stable_diffusion(base: BaseModel) -> Components:
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from diffusers import DDPMScheduler
 
-    absent = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     if base.kind == "file":
-        pipeline = StableDiffusionPipeline.from_single_file(
-            str(base.path), config=str(base.config), local_files_only=True, **absent
-        )
+        tokenizer, parts = _load_single_file(base)
     else:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            str(base.path), use_safetensors=True, local_files_only=True, variant=base.variant, **absent
-        )
-        _require_its_text_encoder(base.path / "text_encoder", pipeline.text_encoder)
-    for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        model.float().requires_grad_(False).eval()
+        tokenizer, parts = load_tokenizer(base), load_parts(base.path, base.variant)
+    for model in (parts.unet, parts.vae, parts.text_encoder):
+        model.requires_grad_(False).eval()
     return Components(
         family=base.family,
-        text_encoders=(TextEncoder(pipeline.tokenizer, pipeline.text_encoder),),
-        vae=pipeline.vae,
-        unet=pipeline.unet,
-        noise_scheduler=DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=base.prediction_type),
+        text_encoders=(TextEncoder(tokenizer, parts.text_encoder),),
+        vae=parts.vae,
+        unet=parts.unet,
+        noise_scheduler=DDPMScheduler.from_config(parts.scheduler.config, prediction_type=base.prediction_type),
     )
 
 
-def _require_its_text_encoder(folder: Path, model: Any) -> None:
-    """Checks that the text encoder holds the stored weights.
+def _load_single_file(base: BaseModel) -> tuple[Any, Parts]:
+    from diffusers import StableDiffusionPipeline
 
-    transformers has changed the names of CLIP's parameters, and fills those it does not recognise with random numbers
-    without a word: everything then runs, and no prompt means anything.
-
-    Raises:
-        InputError: it does not.
-    """
-    (own,) = (p for name, p in model.named_parameters() if name.endswith("position_embedding.weight"))
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            stored = [file.get_tensor(key) for key in file.keys() if key.endswith("position_embedding.weight")]  # noqa: SIM118
-        if any(tensor.shape == own.shape and torch.equal(tensor.to(own), own) for tensor in stored):
-            return
-    raise InputError(
-        f"the text encoder in {folder} was saved in a form this version of transformers does not read",
-        "use the transformers version that saved it, or a newer one",
+    absent = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(base.path), config=str(base.config), local_files_only=True, torch_dtype=torch.float32, **absent
     )
+    for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        model.float()
+    return pipeline.tokenizer, Parts(pipeline.text_encoder, pipeline.vae, pipeline.unet, pipeline.scheduler)
 
 
 def _encode_stable_diffusion(components: Components, prompts: Sequence[str]) -> Conditioning:

@@ -20,6 +20,7 @@ from attnbooth_cli.engine import libraries  # noqa: F401
 from attnbooth_cli.engine.model_files import is_commit
 from attnbooth_cli.engine.preprocessing import textual_inversion_pixels
 from attnbooth_cli.engine.protocols import Preprocessing
+from attnbooth_cli.engine.weight_hashes import file_sha256
 from attnbooth_cli.engine.weights import read_tensors
 from attnbooth_cli.errors import DamagedError
 from attnbooth_cli.project import durable
@@ -148,7 +149,7 @@ def _in_batches(embed: PictureFeatures) -> PictureFeatures:
 def _identity(kind: str, ref: str, folders: Sequence[Path], preprocessing: Any) -> dict[str, Any]:
     """What decides a judge's features: its weights by hash, a hub model's commit too, and how it takes pictures."""
     weights = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    hashed = durable.sha256_of_text("\n".join(durable.sha256(path) for path in weights))
+    hashed = durable.sha256_of_text("\n".join(file_sha256(path) for path in weights))
     commit = folders[0].name if is_commit(folders[0].name) else None
     document = {"kind": kind, "ref": ref, "revision": commit, "sha256": hashed, "preprocessing": preprocessing}
     # As a report gives it back, so that both compare equal.

@@ -12,6 +12,7 @@ import platformdirs
 from attnbooth_cli.engine.base_models import BaseModel, resolve
 from attnbooth_cli.engine.model_files import CONFIGS, TOKENIZER_FILES, weights_in
 from attnbooth_cli.engine.plan import Base, PictureFile, Plan, build_plan, check_settings
+from attnbooth_cli.engine.weight_hashes import file_sha256
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.manifest import Manifest, read_user_config
@@ -112,18 +113,18 @@ def weights_sha256(base: BaseModel) -> str:
     Of the file itself for a single file; otherwise of the U-Net's weight files in name order (their digests joined).
     """
     if base.kind == "file":
-        return durable.sha256(base.path)
+        return file_sha256(base.path)
     pattern = f"*.{base.variant}.safetensors" if base.variant else "*.safetensors"
     files = sorted((base.path / "unet").glob(pattern))
     plain = [path for path in files if base.variant or (".fp16." not in path.name and ".non_ema." not in path.name)]
-    digests = [durable.sha256(path) for path in plain]
+    digests = [file_sha256(path) for path in plain]
     return digests[0] if len(digests) == 1 else durable.sha256_of_text("\n".join(digests))
 
 
 def all_weights_sha256(base: BaseModel) -> str:
     """SHA-256 over every weight file of a base model: whether two copies of it make the same pictures."""
     files = [base.path] if base.kind == "file" else sorted(base.path.glob("*/*.safetensors"))
-    return durable.sha256_of_text("\n".join(durable.sha256(path) for path in files))
+    return durable.sha256_of_text("\n".join(file_sha256(path) for path in files))
 
 
 def file_hashes(base: BaseModel) -> dict[str, str]:

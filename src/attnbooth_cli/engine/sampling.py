@@ -7,12 +7,13 @@ the batch it is made in (to 1/255) and whatever the device draws.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from attnbooth_cli.engine.families import FAMILIES, Components
 from attnbooth_cli.errors import InputError
@@ -76,25 +77,9 @@ def sample(
     Raises:
         InputError: an unknown scheduler.
     """
-    family = FAMILIES[components.family]
-    pipeline = family.pipeline(components, make_scheduler(components, settings.scheduler))
-    with torch.no_grad():
-        texts = list(dict.fromkeys([settings.negative, *(request.prompt for request in requests)]))
-        encoded = {text: family.encode(components, [text])["encoder_hidden_states"] for text in texts}
-    for start in range(0, len(requests), batch_size):
-        batch = requests[start : start + batch_size]
-        with _told(components, batch, settings):
-            made = pipeline(
-                prompt_embeds=torch.cat([encoded[request.prompt] for request in batch]),
-                negative_prompt_embeds=torch.cat([encoded[settings.negative]] * len(batch)),
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                width=settings.width,
-                height=settings.height,
-                generator=[torch.Generator().manual_seed(request.seed) for request in batch],
-                callback_on_step_end=_step_callback(between_steps),
-            ).images
-        yield from made
+    everything = range(len(requests))
+    for _, picture in _made(components, requests, settings, everything, batch_size, between_steps):
+        yield picture
 
 
 def sample_missing(
@@ -111,11 +96,52 @@ def sample_missing(
     Raises:
         InputError: an unknown scheduler.
     """
-    for start in range(0, len(requests), BATCH_SIZE):
-        batch = range(start, min(start + BATCH_SIZE, len(requests)))
-        if any(place in missing for place in batch):
-            made = sample(components, [requests[place] for place in batch], settings)
-            yield from ((place, picture) for place, picture in zip(batch, made, strict=True) if place in missing)
+    yield from _made(components, requests, settings, missing, BATCH_SIZE, lambda _: None)
+
+
+def _made(
+    components: Components,
+    requests: Sequence[Request],
+    settings: SamplingSettings,
+    wanted: Collection[int],
+    batch_size: int,
+    between_steps: Callable[[int], None],
+) -> Iterator[tuple[int, Image.Image]]:
+    """The pictures at the places `wanted`, from every batch that has one of them.
+
+    A text is encoded once for all batches in a row that need it: pictures of one prompt belong side by side. It is
+    encoded alone, so that a picture does not depend on who else is in the batch.
+    """
+    pipeline = FAMILIES[components.family].pipeline(components, make_scheduler(components, settings.scheduler))
+    encoded: dict[str, Tensor] = {}
+    for start in range(0, len(requests), batch_size):
+        places = range(start, min(start + batch_size, len(requests)))
+        if not any(place in wanted for place in places):
+            continue
+        batch = [requests[place] for place in places]
+        encoded = _encodings(components, [settings.negative, *(request.prompt for request in batch)], encoded)
+        with _told(components, batch, settings):
+            made = pipeline(
+                prompt_embeds=torch.cat([encoded[request.prompt] for request in batch]),
+                negative_prompt_embeds=torch.cat([encoded[settings.negative]] * len(batch)),
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                width=settings.width,
+                height=settings.height,
+                generator=[torch.Generator().manual_seed(request.seed) for request in batch],
+                callback_on_step_end=_step_callback(between_steps),
+            ).images
+        yield from ((place, picture) for place, picture in zip(places, made, strict=True) if place in wanted)
+
+
+@torch.no_grad()
+def _encodings(components: Components, texts: Sequence[str], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each text's hidden states [1, t, d], those that are `known` taken over and all others forgotten."""
+    encode = FAMILIES[components.family].encode
+    return {
+        text: known[text] if text in known else encode(components, [text])["encoder_hidden_states"]
+        for text in dict.fromkeys(texts)
+    }
 
 
 @contextlib.contextmanager

@@ -48,9 +48,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         DamagedError: missing or not safetensors.
     """
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        return mapped_tensors(path)
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{path} cannot be read: {error}", "train again with --restart") from error
+
+
+def mapped_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file as mappings of it: read where and when they are used, and written to nowhere.
+
+    Raises:
+        OSError, SafetensorError: missing or not safetensors.
+    """
+    tensors: dict[str, Tensor] = load_file(path)
     return tensors
 
 

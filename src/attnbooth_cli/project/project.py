@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.project.durable import aside
-from attnbooth_cli.project.manifest import Manifest, read_manifest
 from attnbooth_cli.project.shell import command
+
+if TYPE_CHECKING:
+    from attnbooth_cli.project.manifest import Manifest
 
 MANIFEST_NAME = "attnbooth.toml"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
@@ -76,6 +79,8 @@ def open_project(root: Path) -> tuple[Project, Manifest]:
     Raises:
         InputError: there is none, or its manifest is invalid.
     """
+    from attnbooth_cli.project.manifest import read_manifest  # pydantic: most of the time of a --help that does without
+
     project = Project(Path(root))
     if not project.root.is_dir():
         raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
