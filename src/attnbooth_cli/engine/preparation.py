@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 import platformdirs
@@ -111,12 +112,23 @@ def weights_sha256(base: BaseModel) -> str:
     Of the file itself for a single file; otherwise of the U-Net's weight files in name order (their digests joined).
     """
     if base.kind == "file":
-        return durable.sha256(base.path)
+        return _digest(base.path)
     pattern = f"*.{base.variant}.safetensors" if base.variant else "*.safetensors"
     files = sorted((base.path / "unet").glob(pattern))
     plain = [path for path in files if base.variant or (".fp16." not in path.name and ".non_ema." not in path.name)]
-    digests = [durable.sha256(path) for path in plain]
+    digests = [_digest(path) for path in plain]
     return digests[0] if len(digests) == 1 else durable.sha256_of_text("\n".join(digests))
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a base model's file, read once by a command that trains many concepts on it."""
+    status = path.stat()
+    return _read_digest(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _read_digest(path: Path, *_version: int) -> str:
+    return durable.sha256(path)
 
 
 def all_weights_sha256(base: BaseModel) -> str:
