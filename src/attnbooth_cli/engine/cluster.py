@@ -170,7 +170,7 @@ def train_many(
         ResourceError: the cluster cannot be reached or started, or none of its nodes has what one concept needs.
     """
     require_ray()
-    with _connected() as ray:
+    with _connected() as ray, _quiet():
         head = _Head(ray, work, crew, emit, ended, explain, deque(_Task(root) for root in projects))
         try:
             return head.run(should_stop)
@@ -208,6 +208,23 @@ def _connected() -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Ray from printing what it hears from its nodes, such as a worker's death, among results on stdout.
+
+    There is no public switch for it (2.60: `listen_error_messages` in ray/_private/worker.py); where that has changed,
+    nothing is done, and the tests say so.
+    """
+    from ray._private import worker
+
+    former = getattr(worker, "print_to_stdstream", None)
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = former
 
 
 @dataclass

@@ -1,0 +1,27 @@
+"""What Ray's workers import in the tests, for `explain`; importing it there makes samples in few steps from then on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from attnbooth_cli.cli import failures
+from attnbooth_cli.errors import BoothError
+
+
+def explain(error: Exception) -> BoothError:
+    """As the command line does it."""
+    return failures.explain(error)
+
+
+def _is_worker() -> bool:
+    import ray
+
+    return bool(ray._private.worker.global_worker.mode == ray._private.worker.WORKER_MODE)
+
+
+if _is_worker():
+    from attnbooth_cli.engine import session
+    from tests.conftest import SAMPLING_STEPS
+
+    original = session.sampling_settings
+    session.sampling_settings = lambda *a: replace(original(*a), steps=SAMPLING_STEPS)
