@@ -398,7 +398,7 @@ class _Head:
 
     def answer(self, seat: _Seat, reference: Any) -> None:
         """Takes what a worker has to say, or notes that it cannot say anything any more."""
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             if seat not in self.seats or reference not in (seat.hello, seat.run, seat.news):
@@ -415,10 +415,12 @@ class _Head:
                 self.tell(seat, said.events)
                 self.over(seat, _failure(said))
         except RayError as error:
-            if reference != seat.news:  # then `run` says so too
-                self.lost(seat, error)
-            else:
+            if reference == seat.news:  # then `run` says so too
                 seat.news = None
+            elif reference == seat.run and isinstance(error, RayTaskError):  # it lives, and what it did was wrong
+                self.over(seat, self.explain(_cause(error)))
+            else:
+                self.lost(seat, _cause(error))
 
     def tell(self, seat: _Seat, events: list[Event]) -> None:
         if seat.task is None:
@@ -611,6 +613,12 @@ def _failure(report: _Report) -> BoothError | None:
     failure.exit_code = code
     failure.add_note(report.trace)
     return failure
+
+
+def _cause(error: Exception) -> Exception:
+    """What went wrong in a worker, without what Ray wraps it in."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error
 
 
 def _first_line(error: BaseException) -> str:
