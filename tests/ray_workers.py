@@ -23,6 +23,5 @@ if _is_worker():
     from attnbooth_cli.engine import session
 
     original = session.sampling_settings
-    session.sampling_settings = lambda *a: replace(
-        original(*a), steps=2
-    )  # conftest, which has the number, is for a main thread
+    # As many steps as in conftest, which is for main threads and cannot be imported here.
+    session.sampling_settings = lambda *a: replace(original(*a), steps=2)

@@ -15,6 +15,7 @@ import pytest
 
 from attnbooth_cli.cli import many
 from attnbooth_cli.cli.console import Console
+from attnbooth_cli.engine.cluster import LOCAL
 from tests.conftest import SHORT, Cli, example_project, leftovers, weights
 
 SHORT_RUN = (*SHORT, "--set=train.checkpoint_every=2", "--executor", "ray")
@@ -24,13 +25,13 @@ SHORT_RUN = (*SHORT, "--set=train.checkpoint_every=2", "--executor", "ray")
 def cluster() -> Iterator[Any]:
     """A cluster of this machine with room for two concepts."""
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Workers give way to everything else by default, which on a busy machine is forever.
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
     ray.init(
         address="local",
         num_cpus=2,
         num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=100_000_000,
+        **LOCAL,
         log_to_driver=False,
         logging_level=logging.CRITICAL,
     )
@@ -82,7 +83,8 @@ def test_a_killed_worker_costs_only_its_steps_and_failures_stay_their_own(
     assert {event["project"] for event in done.named("done")} == {str(one), str(two)}
     assert {event["project"] for event in done.named("error")} == {str(absent), str(empty)}
     starts = [event["resumed_from"] for event in done.named("start") if event["project"] == str(one)]
-    assert starts in ([None, "attention 4"], [None, "attention 6"])
+    assert starts[0] is None
+    assert [start[:9] for start in starts[1:]] == ["attention"]  # from a checkpoint of the stage it was killed in
     assert f"{one}: the worker on" in done.err
     (summary,) = done.named("summary")
     assert [(row["project"], row["result"], row["exit_code"]) for row in summary["projects"]] == [

@@ -49,8 +49,12 @@ GATHERING = 0.1
 """Seconds in which a worker gathers events before it sends them, since each message costs about as much as many."""
 CENSUS = 5.0
 """Seconds between looks at what the cluster has."""
-STORE = 100_000_000
-"""Bytes of the object store of a cluster of our own; Ray wants at least 75 MiB."""
+LOCAL: dict[str, Any] = {
+    "include_dashboard": False,
+    "object_store_memory": 100_000_000,  # bytes, for a few events; Ray wants at least 75 MiB
+    "_node_ip_address": "127.0.0.1",  # else Ray listens to the whole network, and does what anybody there asks
+}
+"""Of a cluster of our own."""
 LOCK_PATIENCE = 120.0
 """Seconds to wait for a dead worker's lock: the kernel frees it at once, a file server after its clients' lease, 90 s
 by default for NFS 4 (Linux, nfsd)."""
@@ -191,8 +195,7 @@ def _connected() -> Iterator[Any]:
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     address = os.environ.get("RAY_ADDRESS") or "local"
-    # The object store is for what tasks hand each other; ours are a few events.
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE} if address == "local" else {}
+    local = LOCAL if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **local)
     except Exception as error:
