@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from attnbooth_cli.cli import failures
@@ -14,9 +15,8 @@ def explain(error: Exception) -> BoothError:
 
 
 def _is_worker() -> bool:
-    import ray
-
-    return bool(ray._private.worker.global_worker.mode == ray._private.worker.WORKER_MODE)
+    ray = sys.modules.get("ray")
+    return bool(ray and ray._private.worker.global_worker.mode == ray._private.worker.WORKER_MODE)
 
 
 if _is_worker():
