@@ -39,7 +39,15 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "cli": ("click",),
 }
 # What answers --help, --version, --dry-run and wrong arguments.
-LIGHT = ("cli.app", "engine.plan", "engine.preparation", "engine.methods", "engine.base_models", "engine.tally")
+LIGHT = (
+    "cli.app",
+    "engine.plan",
+    "engine.preparation",
+    "engine.cluster",
+    "engine.methods",
+    "engine.base_models",
+    "engine.tally",
+)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,14 @@ def each_project(
             failure = explain(error)
             report(root, failure)
             codes.append(failure.exit_code)
-    return 1 if 1 in codes else codes[0] if codes else 0
+            del failure
+        gc.collect()  # what failed can hold on to all it had allocated, in circles
+    return exit_code(codes)
+
+
+def exit_code(codes: Sequence[int]) -> int:
+    """Of a command over several projects, from theirs in order: 1 if any is, else the first failure's."""
+    return 1 if 1 in codes else next((code for code in codes if code), 0)
 
 
 def in_one_document(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,9 @@ from attnbooth_cli.cli.first_use import heavy_imports
 from attnbooth_cli.cli.init import summary
 from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.cli.layout import command_lines, outlook_lines, path_lines, settings_lines, wrapped
+from attnbooth_cli.cli.many import chosen_projects, crew_of, reporter, spread
+from attnbooth_cli.cli.outcomes import Outcome, close, failed, succeeded
+from attnbooth_cli.engine.cluster import RETRIES, ShouldStop, Work
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.shell import command
@@ -25,11 +30,12 @@ if TYPE_CHECKING:
     from attnbooth_cli.engine.families import ComponentPool
     from attnbooth_cli.engine.initialisation import Declaration
     from attnbooth_cli.engine.preparation import TrainOptions
-    from attnbooth_cli.events import Emit, Event, Finished
+    from attnbooth_cli.events import Emit, Finished
 
 
 def train(
-    projects: options.Projects,
+    projects: options.SomeProjects = None,
+    listed: options.ProjectList = None,
     fast: Annotated[bool, typer.Option("--fast", help="The paper's fast mode: stage 3 in 200 steps of 4.")] = False,
     method: Annotated[
         str | None,
@@ -74,6 +80,9 @@ def train(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew even if a run is there.")] = False,
     report: options.RunReport = True,
+    executor: options.Executor = "here",
+    resources: options.Resources = None,
+    retries: options.Retries = RETRIES,
     category: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
     model: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
     token: Annotated[str | None, typer.Option(help="For a bare folder of pictures: as in init.")] = None,
@@ -107,16 +116,21 @@ def train(
     )
     declaration = Declaration(category, model, token, resolution)
     check_options(chosen)
+    crew = crew_of(executor, resources, retries)
+    roots = chosen_projects(console, projects, listed)
     if dry_run:
-        return each_project(console, projects, lambda root: _dry_run(console, root, chosen, declaration))
+        return each_project(console, roots, lambda root: _dry_run(console, root, chosen, declaration))
 
-    def one(root: Path, emit: Emit, should_stop: Callable[[], int], pool: Callable[[], ComponentPool]) -> None:
+    def begin(root: Path, emit: Emit) -> None:
         from attnbooth_cli.engine.initialisation import init_bare_folder
 
         made = init_bare_folder(root, declaration, emit, bars=console.interactive)
         if made:
             for line in summary(made, console.width):
                 console.message(line)
+
+    def one(root: Path, emit: Emit, should_stop: ShouldStop, pool: Callable[[], ComponentPool]) -> None:
+        begin(root, emit)
         with heavy_imports():  # which a mistake need not wait for
             from attnbooth_cli.engine.training import train as engine_train
 
@@ -131,33 +145,49 @@ def train(
             report=report,
         )
 
-    return _run(console, projects, one)
+    if crew:
+        return spread(console, roots, Work("train", chosen, until, restart, report), crew, begin)
+    return _run(console, roots, one)
 
 
 def resume(
-    projects: options.Projects,
+    projects: options.SomeProjects = None,
+    listed: options.ProjectList = None,
     report: options.RunReport = True,
+    executor: options.Executor = "here",
+    resources: options.Resources = None,
+    retries: options.Retries = RETRIES,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
     """Continue a run that was stopped, with the settings it was begun with."""
 
-    def one(root: Path, emit: Emit, should_stop: Callable[[], int], pool: Callable[[], ComponentPool]) -> None:
+    console = Console(json, quiet, verbose)
+    crew = crew_of(executor, resources, retries)
+    roots = chosen_projects(console, projects, listed)
+    if crew:
+        return spread(console, roots, Work("resume", report=report), crew, lambda root, _: open_project(root))
+
+    def one(root: Path, emit: Emit, should_stop: ShouldStop, pool: Callable[[], ComponentPool]) -> None:
         open_project(root)
         with heavy_imports():  # which a mistake need not wait for
             from attnbooth_cli.engine.training import resume as engine_resume
 
         engine_resume(root, emit=emit, should_stop=should_stop, pool=pool(), report=report)
 
-    return _run(Console(json, quiet, verbose), projects, one)
+    return _run(console, roots, one)
 
 
 def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> int:
+    """One after the other in this process, which loads the base model once."""
     from attnbooth_cli.cli.progress import shown
     from attnbooth_cli.cli.signals import stop_at_safe_points
 
+    began = time.monotonic()
+    starts: dict[Path, float] = {}
     runs: dict[Path, str] = {}
+    outcomes: dict[Path, Outcome] = {}
 
     @cache
     def pool() -> ComponentPool:
@@ -166,42 +196,28 @@ def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> 
         return ComponentPool(keep=len(projects) > 1)
 
     def train_one(root: Path) -> None:
+        starts[root] = time.monotonic()
         finished: list[Finished] = []
         with shown(console) as show:
-            one(root, _reporter(console, root, show, runs, finished), should_stop, pool)
+            one(root, reporter(console, root, show, runs, finished), should_stop, pool)
+        outcomes[root] = succeeded(finished[-1] if finished else None, time.monotonic() - starts[root])
         for event in finished:  # after the bars are gone
             show_pictures(console, event.samples[-1:])
             console.results(_summary(root, event, console.width))
 
-    def failed(root: Path, failure: BoothError) -> None:
+    def report(root: Path, failure: BoothError) -> None:
         console.failure(failure, root, runs.get(root))
+        outcomes[root] = failed(failure, runs.get(root), time.monotonic() - starts[root])
 
     with stop_at_safe_points(console.message) as should_stop:
-        code = each_project(console, projects, train_one, failed)
+        code = each_project(console, projects, train_one, report)
+    if len(projects) > 1 and os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        close(console, projects, outcomes, code, time.monotonic() - began)
     if code == 0:  # else the others may have gone already
         from attnbooth_cli.engine.devices import disband
 
         disband()
     return code
-
-
-def _reporter(
-    console: Console, root: Path, show: Callable[[Event], None], runs: dict[Path, str], finished: list[Finished]
-) -> Emit:
-    """Events to bars or lines and to the JSON stream; notes each project's run in `runs`, and how it `finished`."""
-    from attnbooth_cli.events import Finished, Started, Warned
-
-    def report(event: Event) -> None:
-        show(event)
-        if isinstance(event, Started | Finished):
-            runs[root] = event.run
-        if not isinstance(event, Warned):
-            fields = {**dataclasses.asdict(event), "run": runs.get(root)}
-            console.document(event.name, root, fields.pop("run"), **fields)
-        if isinstance(event, Finished):
-            finished.append(event)
-
-    return report
 
 
 def _summary(root: Path, event: Finished, width: int) -> Iterable[str]:

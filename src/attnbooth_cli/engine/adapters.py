@@ -78,9 +78,18 @@ def merge(unet: Any) -> None:
     """Works the adapter into the weights it adapts, and takes it off; nothing if there is none."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [(name, its) for name, its in unet.named_modules() if isinstance(its, BaseTunerLayer)]
-    for name, layer in layers:
+    for layer in (its for its in unet.modules() if isinstance(its, BaseTunerLayer)):
         layer.merge()
+    detach(unet)
+
+
+def detach(unet: Any) -> None:
+    """Takes the adapter off as it is, also one that training has left half-way; nothing if there is none."""
+    if not attached(unet):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in [(name, its) for name, its in unet.named_modules() if isinstance(its, BaseTunerLayer)]:
         parent, _, child = name.rpartition(".")
         setattr(unet.get_submodule(parent), child, layer.get_base_layer())
     if hasattr(unet, "peft_config"):

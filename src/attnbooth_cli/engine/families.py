@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from attnbooth_cli.engine import libraries  # noqa: F401
+from attnbooth_cli.engine.adapters import detach
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.pipeline_folder import Parts, load_parts
 from attnbooth_cli.errors import DamagedError, InputError
@@ -190,15 +191,31 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Of a text encoder's embedding table: how many rows it has, and those no word of its tokenizer uses, [n, d]."""
+
+    rows: int
+    spare: Tensor
+
+
+def _table(encoder: TextEncoder) -> _Table:
+    weight = encoder.model.get_input_embeddings().weight.detach()
+    return _Table(len(weight), weight[len(encoder.tokenizer) :].cpu().clone())
+
+
 @dataclass
 class ComponentPool:
     """Loads base models; with `keep`, once for several projects, giving each the pristine weights again.
 
-    Keeping costs a second copy of the U-Net in memory.
+    Keeping costs a second copy of the U-Net in memory; of the text encoder, which stays frozen, one of the rows alone
+    that its embedding table has beyond its tokenizer's words, where [V] is written.
     """
 
     keep: bool = False
-    _loaded: dict[tuple[str, str | None], tuple[Components, dict[str, Tensor], list[int]]] = field(default_factory=dict)
+    _loaded: dict[tuple[str, str | None], tuple[Components, dict[str, Tensor], list[_Table]]] = field(
+        default_factory=dict
+    )
 
     def take(self, base: BaseModel) -> Components:
         """Untouched components of `base`, on whatever device they were left on.
@@ -211,13 +228,15 @@ class ComponentPool:
             components = load_components(base)
             if self.keep:
                 pristine = {name: tensor.clone() for name, tensor in components.unet.state_dict().items()}
-                rows = [encoder.model.get_input_embeddings().num_embeddings for encoder in components.text_encoders]
-                self._loaded[key] = (components, pristine, rows)
+                self._loaded[key] = (components, pristine, [_table(encoder) for encoder in components.text_encoders])
             return components
-        components, pristine, rows = self._loaded[key]
+        components, pristine, tables = self._loaded[key]
         components.prompting = None
+        detach(components.unet)  # a run that failed in the middle of its last stage has left its adapter there
         components.unet.load_state_dict(pristine)
-        for encoder, count in zip(components.text_encoders, rows, strict=True):
+        for encoder, table in zip(components.text_encoders, tables, strict=True):
             encoder.tokenizer = load_tokenizer(base)
-            encoder.model.resize_token_embeddings(count, mean_resizing=False)
+            encoder.model.resize_token_embeddings(table.rows, mean_resizing=False)
+            with torch.no_grad():
+                encoder.model.get_input_embeddings().weight[table.rows - len(table.spare) :] = table.spare
         return components

@@ -1,14 +1,25 @@
-"""The computer's own memory. Never imports torch."""
+"""This computer: its memory, and where what is known of it is kept. Never imports torch."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
+import platformdirs
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its limits."""
+
+
+def cache_folder() -> Path:
+    """Where things are remembered from one command to the next: `ATTNBOOTH_CACHE`, or the platform's usual place.
+
+    All of it may be deleted.
+    """
+    named = os.environ.get("ATTNBOOTH_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("attnbooth")
 
 
 def free_host_memory() -> int:

@@ -7,13 +7,11 @@ Never imports torch.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import platformdirs
-
+from attnbooth_cli.engine.machine import cache_folder
 from attnbooth_cli.project import durable
 from attnbooth_cli.project.documents import read_json_object
 
@@ -36,9 +34,8 @@ class Rate:
 
 
 def rates_file() -> Path:
-    """Where rates are noted: in the folder `ATTNBOOTH_CACHE` names, or in the platform's usual place."""
-    named = os.environ.get("ATTNBOOTH_CACHE")
-    return (Path(named) if named else platformdirs.user_cache_path("attnbooth")) / "rates.json"
+    """Where rates are noted."""
+    return cache_folder() / "rates.json"
 
 
 def note(place: str, model: str, operations: float) -> None:

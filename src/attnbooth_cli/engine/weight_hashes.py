@@ -1,6 +1,6 @@
 """SHA-256 of weight files, remembered from one command to the next: hashing a U-Net of 3.5 GB takes seconds.
 
-    <the user's cache folder>/attnbooth/hashes.json      {path: [size, mtime, ctime, inode, SHA-256]}
+    <cache folder>/hashes.json      {path: [size, mtime, ctime, inode, SHA-256]}
 
 A hash counts while the file's size, both its times and its inode are what they were, as git's index does it. A file
 that was written moments ago is not remembered, for a clock too coarse could hide a second write. What this cannot see
@@ -15,8 +15,7 @@ import os
 import time
 from pathlib import Path
 
-import platformdirs
-
+from attnbooth_cli.engine.machine import cache_folder
 from attnbooth_cli.errors import ResourceError
 from attnbooth_cli.project import durable
 
@@ -53,7 +52,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _place() -> Path:
-    return platformdirs.user_cache_path("attnbooth") / "hashes.json"
+    return cache_folder() / "hashes.json"
 
 
 def _state(path: Path) -> list[int]:
