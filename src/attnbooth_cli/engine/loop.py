@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbooth_cli.engine import adapters, context
+from attnbooth_cli.engine import adapters, context, offload, optimizers
 from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_modules, recording_statistics
 from attnbooth_cli.engine.checkpoint import Checkpoint, load_into, misfit
 from attnbooth_cli.engine.data import Batch, LatentSource
 from attnbooth_cli.engine.devices import release_memory
 from attnbooth_cli.engine.families import FAMILIES, Components, Conditioning
 from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target, min_snr_weights
-from attnbooth_cli.engine.methods import AdamW, Stage
+from attnbooth_cli.engine.methods import AdamW, OptimizerName, Stage
 from attnbooth_cli.engine.tokens import (
     Placeholder,
     knows,
@@ -40,8 +40,6 @@ Parameters = dict[str, nn.Parameter]
 
 CLASS_PROMPT = "a photo of {}"
 """What the class's pictures are called (huggingface/diffusers, examples/dreambooth/README.md: "a photo of dog")."""
-FUSED = ("cpu", "cuda", "mps", "xpu")
-"""Devices whose AdamW is one kernel for all tensors, in a third of the time (torch.optim.AdamW, `fused`)."""
 INITIAL_SCALE = 2.0**16
 """Loss scale of fp16 (torch.amp.GradScaler's default)."""
 
@@ -148,6 +146,7 @@ def run_stage(
     accelerator: Any,
     constants: AdamW,
     *,
+    optimizer_name: OptimizerName = "adamw",
     micro_batch_size: int = 0,
     gradient_checkpointing: bool = False,
     resume: Checkpoint | None = None,
@@ -174,13 +173,8 @@ def run_stage(
     parameters = trainable_parameters(subject, stage)
     with only_trainable(parameters), checkpointing(components.unet, gradient_checkpointing):
         optimizer = accelerator.prepare(
-            torch.optim.AdamW(
-                parameter_groups(stage, parameters),
-                lr=stage.learning_rate,
-                betas=constants.betas,
-                eps=constants.eps,
-                weight_decay=constants.weight_decay,
-                fused=accelerator.device.type in FUSED,
+            optimizers.make(
+                optimizer_name, parameter_groups(stage, parameters), stage.learning_rate, constants, accelerator.device
             )
         )
         first_step = 0
@@ -341,14 +335,11 @@ def half(micro_batch_size: int, stage: Stage, accelerator: Any) -> int:
 
 
 def optimizer_tensors(progress: Progress) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
-    state = progress.optimizer.state_dict()["state"]
-    return {
-        f"{key}/{name}": torch.as_tensor(value)
-        for index, name in enumerate(progress.parameters)
-        if index in state  # absent while a gradient scaler has skipped every step so far
-        for key, value in state[index].items()
-    }
+    """The optimiser's state as named tensors: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` for torch's AdamW.
+
+    A parameter is absent while a gradient scaler has skipped every step so far.
+    """
+    return optimizers.stored(progress.optimizer.state_dict()["state"], list(progress.parameters))
 
 
 def reset_scaler(scaler: torch.amp.GradScaler) -> None:
@@ -360,12 +351,12 @@ def reset_scaler(scaler: torch.amp.GradScaler) -> None:
 def _restore(checkpoint: Checkpoint, parameters: Parameters, optimizer: Any, scaler: Any) -> None:
     load_into(parameters, checkpoint)
     places = {name: index for index, name in enumerate(parameters)}
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | int]] = {}
     for key, tensor in checkpoint.tensors("optimizer").items():
         kind, _, name = key.partition("/")
         if name not in places:
             raise misfit(checkpoint.folder / "optimizer.safetensors", key)
-        state.setdefault(places[name], {})[kind] = tensor
+        state.setdefault(places[name], {})[kind] = optimizers.restored(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if scaler is not None and checkpoint.scaler is not None:
         scaler.load_state_dict(checkpoint.scaler)
@@ -398,7 +389,10 @@ def conditioning_of(stage: Stage, subject: Subject, source: LatentSource, accele
     @lru_cache
     def constant() -> Conditioning:
         with torch.no_grad(), accelerator.autocast():
-            return encode(components, subject.prompts)
+            encoded = encode(components, subject.prompts)
+        if not stage.adapter or stage.adapts_unet:
+            offload.put_aside(encoder.model, accelerator.device)  # `encode` has it back for the class's prompt
+        return encoded
 
     def drawn(step: int, indices: Sequence[int]) -> list[int]:
         if len(subject.prompts) == 1:

@@ -15,16 +15,15 @@ import torch
 from attnbooth_cli.engine import checkpoint
 from attnbooth_cli.engine.attention import cross_attention_modules
 from attnbooth_cli.engine.methods import Stage
+from attnbooth_cli.engine.optimizers import MOMENT_BYTES, PAGED
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.errors import ResourceError
 from attnbooth_cli.project import durable
 
-MOMENTS = 2
-"""Of AdamW, each as large as the weight."""
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its limits."""
 FLOAT = 4
-"""Bytes of a float32, in which weights that are trained, their gradients and moments are held."""
+"""Bytes of a float32, in which weights that are trained and their gradients are held."""
 
 
 def require_disk(folder: Path, plan: Plan, unet: torch.nn.Module) -> None:
@@ -39,7 +38,7 @@ def require_disk(folder: Path, plan: Plan, unet: torch.nn.Module) -> None:
     snapshots = unet_steps // plan.snapshot_every if plan.snapshot_every else 0
     published = sum(parameter.numel() for parameter in unet.parameters()) if unet_steps else trained
     concepts = published * (2 if plan.save_precision == "float16" else FLOAT) * (snapshots + 2)
-    needed = states * trained * FLOAT * (1 + MOMENTS) + concepts
+    needed = states * trained * (FLOAT + MOMENT_BYTES[plan.optimizer]) + concepts
     durable.require_free_space(folder, needed, "the checkpoints, snapshots and the concept")
 
 
@@ -51,8 +50,9 @@ def require_memory(plan: Plan, unet: torch.nn.Module, device: torch.device) -> N
     """
     if (free := free_memory(device)) is None:
         return
+    moments = 0 if plan.optimizer in PAGED else MOMENT_BYTES[plan.optimizer]
     for stage in plan.stages:
-        needed = trained_weights(stage, unet) * FLOAT * (1 + MOMENTS)
+        needed = trained_weights(stage, unet) * (FLOAT + moments)
         if needed > free:
             raise ResourceError(
                 f"the gradients and optimizer state of stage {stage.name} alone need {needed / 1e9:.2f} GB of memory "

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from attnbooth_cli.engine import adapters, checkpoint, concept
+from attnbooth_cli.engine import adapters, checkpoint, concept, offload, optimizers
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.checkpoint import Checkpoint
@@ -112,6 +112,7 @@ def train(
     for warning in prepared.warnings:
         emit(Warned(warning))
     category_pieces(load_tokenizer(prepared.base), plan.concept.category)  # refuses one it does not know
+    _require_libraries(plan, until)
     with only_writer(project):
 
         def decide() -> Run:
@@ -166,10 +167,22 @@ def resume(
         if run.status == "done" and wanted <= set(run.stages) and is_current(project, run):
             emit(_nothing_to_do(project, run))
             return project
+        _require_libraries(plan, until)
         base, pool = base_of_plan(plan), pool or ComponentPool()
         with same_bits(plan.deterministic):
             _execute(project, manifest, run, plan, base, until, emit, should_stop, pool, report)
     return project
+
+
+def _require_libraries(plan: Plan, until: StageName | None) -> None:
+    """Refuses at once what would fail for want of a library in the last stage.
+
+    Raises:
+        InputError: the optimiser or an adapter cannot be made here.
+        ResourceError: the device is not there.
+    """
+    optimizers.require(plan.optimizer, resolve_device(plan.device))
+    adapters.require(plan.stages_until(until))
 
 
 def _execute(
@@ -199,7 +212,8 @@ def _execute(
     subject = _subject(components, source, plan, emit)
     if any(stage.prior_weight for stage in plan.stages_until(until)):
         subject = replace(subject, prior=_prior(folder, plan, base, components, accelerator, emit))
-    session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [], plan.micro_batch_size)
+    sources = (source, subject.prior) if subject.prior else (source,)
+    session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [], plan.micro_batch_size, sources)
     stages = plan.stages_until(until)
     finished, resumed = _restore(folder, stages, plan, subject, emit)
     remaining = tuple(stage for stage in stages if stage.name not in finished)
@@ -260,19 +274,21 @@ def _execute(
 def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Checkpoint | None) -> None:
     plan, started = session.plan, time.monotonic()
     session.emit(StageStarted(stage.name, resumed.step if resumed else 0, stage.steps))
+    (encoder,) = session.subject.components.text_encoders
+    offload.bring_back(encoder.model, session.accelerator.device)
     run_stage(
         stage,
         session.subject,
         source,
         session.accelerator,
         METHODS[plan.method].optimizer,
+        optimizer_name=plan.optimizer,
         micro_batch_size=session.micro_batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
         resume=resumed,
         after_step=session.after_step,
         lowered=session.lowered,
     )
-    (encoder,) = session.subject.components.text_encoders
     write_rows(encoder.tokenizer, encoder.model, session.subject.placeholder, session.subject.rows)
     if session.accelerator.is_main_process:
         weights = trainable_parameters(session.subject, stage)
@@ -414,4 +430,5 @@ def _source(paths: list[Path], plan: Plan, components: Components) -> LatentSour
         train_timesteps=components.noise_scheduler.config.num_train_timesteps,
         augment=AUGMENTATIONS[plan.augmentation],
         pool=plan.augmentation_pool,
+        device=components.device,
     )
