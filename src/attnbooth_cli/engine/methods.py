@@ -301,7 +301,7 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class MemoryPreset:
-    """What is given up for memory: time, and where the optimiser or LoRA is named, the very same result.
+    """What is given up for memory: time; and, where it names an optimiser or LoRA, the same result.
 
     Attributes:
         settings: Settings by key, without `train.`.
