@@ -24,8 +24,8 @@ EIGHT_BIT: dict[OptimizerName, tuple[str, tuple[str, ...]]] = {
     "adamw8bit": ("AdamW8bit", ("cpu", "cuda", "xpu")),
     "paged_adamw8bit": ("PagedAdamW8bit", ("cuda", "xpu")),
 }
-"""bitsandbytes' class and the devices it has kernels for (`bitsandbytes/backends` in version 0.50.2; on the CPU it pages
-nothing)."""
+"""bitsandbytes' class and the devices it has kernels for (`bitsandbytes/backends` in version 0.50.2; on the CPU it
+pages nothing)."""
 MOMENT_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw8bit": 2, "paged_adamw8bit": 2}
 """Bytes of a weight's two moments, without the scales of blocks (1/32 byte more)."""
 PAGED: tuple[OptimizerName, ...] = ("paged_adamw8bit",)
