@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,28 @@ def test_the_loaded_model_is_counted_from_its_files(tmp_path: Path, project: Pat
     sizes = [sum(file.stat().st_size for file in (folder / name).glob("*.safetensors")) for name in ("unet", "vae")]
     assert small is not None
     assert [4 * number for number in numbers[:2]] == pytest.approx(sizes, rel=0.05)
+
+
+def test_batches_that_would_not_fit_are_split_beforehand(
+    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU nobody could answer running out: the system ends the process."""
+    from attnbooth_cli.engine import training
+
+    prepared = prepare(project, TrainOptions(device="cpu", settings=("train.unet.batch_size=8",)))
+    halves = replace(prepared.plan, micro_batch_size=4)
+    expected = forecast.forecast(halves, prepared.base)
+    assert expected is not None
+    monkeypatch.setattr(training, "own_memory", lambda: 0)
+    monkeypatch.setattr(training, "free_host_memory", lambda: expected.peak)
+    sizes = []
+    session = training.Session
+    monkeypatch.setattr(training, "Session", lambda *a: (sizes.append(a[8]), session(*a))[1])
+    done = cli("train", project, *SHORT, "--until=embedding", "--set=train.unet.batch_size=8")
+    assert done.code == 0
+    assert "4 pictures at a time: whole batches would not fit" in done.err
+    for memory in ("high", "auto"):
+        monkeypatch.setattr(training, "free_host_memory", lambda: 10**12)
+        again = cli("train", project, *SHORT, "--until=embedding", "--memory", memory, "--restart")
+        assert "pictures at a time" not in again.err
+    assert sizes == [4, 0, 0]

@@ -70,6 +70,7 @@ def settings() -> Iterator[str]:
         _, *places = key.split(".")
         if len(places) == 2:
             default = getattr(stages[places[0]], places[1])  # type: ignore[index]
+            default = "none" if default is None else default
         elif key == "train.resolution":
             default = "the base model's own"
         else:

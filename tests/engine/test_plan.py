@@ -10,6 +10,7 @@ from attnbooth_cli.engine.catalogue import STABLE_DIFFUSION, TINY, Entry
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
 from attnbooth_cli.engine.plan import (
     Base,
+    PictureFile,
     Plan,
     build_plan,
     differences,
@@ -23,6 +24,7 @@ from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project.manifest import Manifest, UserConfig
 
 BASE = Base("tiny", None, "0" * 64, "epsilon")
+PICTURES = [PictureFile("1.png", "0" * 64)]
 
 
 def manifest(**train: object) -> Manifest:
@@ -37,7 +39,9 @@ def manifest(**train: object) -> Manifest:
 
 
 def plan(entry: Entry = STABLE_DIFFUSION, train: dict[str, object] | None = None, **options) -> Plan:
-    return build_plan(manifest(**(train or {})), base=BASE, entry=entry, resolution=512, pictures=[], **options)[0]
+    return build_plan(manifest(**(train or {})), base=BASE, entry=entry, resolution=512, pictures=PICTURES, **options)[
+        0
+    ]
 
 
 def test_the_defaults_are_the_papers() -> None:

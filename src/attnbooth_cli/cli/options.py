@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from attnbooth_cli.engine.methods import StageName
+from attnbooth_cli.engine.methods import MemoryName, StageName
 
 Stage = StageName
+Memory = MemoryName
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 Project = Annotated[Path, typer.Argument(help="The concept project's folder.", show_default=False)]

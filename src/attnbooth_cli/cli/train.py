@@ -75,6 +75,13 @@ def train(
             help="Only kernels that give the same bits every time; slower. [env: ATTNBOOTH_TRAIN_DETERMINISTIC]",
         ),
     ] = None,
+    memory: Annotated[
+        options.Memory | None,
+        typer.Option(
+            help="What the device's memory asks for: gradient checkpointing, micro-batches, 8-bit AdamW, LoRA in stage "
+            "3 (docs/memory.md); auto by default. [env: ATTNBOOTH_TRAIN_MEMORY]"
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, such as train.unet.steps=300; may be repeated.")
     ] = None,
@@ -112,6 +119,7 @@ def train(
         sample_every=sample_every,
         snapshot_every=snapshot_every,
         deterministic=deterministic,
+        memory=memory,
         settings=tuple(settings or ()),
     )
     declaration = Declaration(category, model, token, resolution)

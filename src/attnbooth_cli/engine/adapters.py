@@ -6,7 +6,8 @@ an ordinary one again, so that nothing else need know of adapters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,7 @@ def attach(unet: Any, stage: Stage, seed: int) -> None:
     """
     if attached(unet):
         return
-    if find_spec("peft") is None:
-        raise InputError(f"{stage.adapter} needs the library peft", "pip install 'attnbooth[peft]'")
+    require([stage])
     from peft import LoraConfig, OFTConfig, inject_adapter_in_model
 
     size = stage.adapter_size
@@ -71,6 +71,33 @@ def attached(unet: Any) -> bool:
 def parameters(unet: Any) -> dict[str, nn.Parameter]:
     """The adapter's own parameters by name."""
     return {name: its for name, its in unet.named_parameters() if any(part in name for part in _PARTS)}
+
+
+def require(stages: Iterable[Stage]) -> None:
+    """Refuses adapters that cannot be made here, before the stages in front of theirs have been trained.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    for stage in stages:
+        if stage.adapts_unet and find_spec("peft") is None:
+            raise InputError(f"{stage.adapter} needs the library peft", "pip install 'attnbooth[peft]'")
+
+
+@torch.no_grad()
+def merged(unet: Any) -> dict[str, Tensor]:
+    """The U-Net's weights as `merge` would leave them; the U-Net itself, which may be training, stays as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: its for name, its in unet.named_modules() if isinstance(its, BaseTunerLayer)}
+    tensors = {
+        name: its for name, its in unet.state_dict().items() if not any(name.startswith(f"{at}.") for at in layers)
+    }
+    for at, layer in layers.items():
+        alone = copy.deepcopy(layer)
+        alone.merge()
+        tensors |= {f"{at}.{name}": its for name, its in alone.get_base_layer().state_dict().items()}
+    return tensors
 
 
 @torch.no_grad()

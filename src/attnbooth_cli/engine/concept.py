@@ -1,8 +1,8 @@
 """`concept/`: the result of training, published as one step and loaded with its hashes checked.
 
 learned_embeds.safetensors   {token: [n, d]} float32, as diffusers' load_textual_inversion reads it
-unet/                        a diffusers U-Net folder, after stage `unet`; or, where an adapter was trained,
-ADAPTER                      its weights alone, in diffusers' own form for LoRA (`adapters.FILES`)
+unet/                        a diffusers U-Net folder, after stage `unet`; or, where an adapter is all that was trained
+ADAPTER                      of the U-Net, its weights alone, in diffusers' own form for LoRA (`adapters.FILES`)
 neti_mapper.safetensors      the network that stands for [V], where there is one; or ViCo's layers and its reference
 vico_attention.safetensors   picture (`prompting.KINDS`)
 stages/attention.safetensors the cross-attention tensors as stage `attention` left them
@@ -91,7 +91,7 @@ class Result:
         stages: The stages that were trained, the last one for `step` steps.
         rows: [n, d], the embedding rows of [V].
         attention: The tensors stage `attention` changed, as it left them; empty if it did not run.
-        adapter: The adapter's tensors, where one was trained in place of the U-Net.
+        adapter: The adapter's tensors, where nothing else was trained of the U-Net; empty if it is worked into it.
     """
 
     run: str
@@ -125,7 +125,8 @@ def publish(place: Path, result: Result) -> None:
             adapters.write(folder, _unet_stage(plan), result.adapter, dtype)
         elif "unet" in result.stages:
             unet.save_config(folder / "unet")
-            write_tensors(folder / UNET, {name: tensor.to(dtype) for name, tensor in unet.state_dict().items()})
+            weights = adapters.merged(unet) if adapters.attached(unet) else unet.state_dict()
+            write_tensors(folder / UNET, {name: tensor.to(dtype) for name, tensor in weights.items()})
         document = {
             "schema": present("concept"),
             "attnbooth": __version__,

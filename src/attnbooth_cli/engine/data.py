@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from attnbooth_cli.engine.augmentation import Augment, shorter_side
 from attnbooth_cli.engine.losses import at_least_float32
+from attnbooth_cli.engine.offload import at_hand
 from attnbooth_cli.engine.rng import keyed_generator
 from attnbooth_cli.project.pictures import load
 
@@ -67,6 +69,7 @@ class LatentSource:
     Attributes:
         pictures: Upright RGB pictures, see `load_pictures`.
         pool: Number of augmentations that are encoded once and drawn from, 0 for a fresh one every time.
+        device: Where the VAE encodes, wherever it waits; None for where it is.
     """
 
     pictures: Sequence[Image.Image]
@@ -76,6 +79,7 @@ class LatentSource:
     train_timesteps: int
     augment: Augment
     pool: int = 0
+    device: torch.device | None = None
     _encoded: dict[Hashable, Posterior] = field(default_factory=dict)
 
     def batch(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> Batch:
@@ -84,6 +88,12 @@ class LatentSource:
         latents = self._sampled([self._draw(stage, step, index, batch_size) for index in indices], keys)
         timesteps = [torch.randint(self.train_timesteps, (1,), generator=keyed_generator(*k, "timestep")) for k in keys]
         return Batch(latents, _normal(keys, "noise", latents), torch.cat(timesteps).to(latents.device))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that can be drawn from the pool is encoded, so that training needs the VAE no more."""
+        full = 0 < self.pool <= len(self._encoded)
+        return full and all(self._entry(entry) in self._encoded for entry in range(self.pool))
 
     def others(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> Tensor:
         """Latents [m, c, h, w] of another picture than each sample's own, or of the same if there is only one."""
@@ -115,9 +125,12 @@ class LatentSource:
         if self.pool:
             epoch, place = divmod(number, self.pool)
             entry = int(_permutation(self.seed, stage, epoch, self.pool)[place])
-            return Draw(entry % len(self.pictures), (self.seed, "pool", entry))
+            return self._entry(entry)
         picture = picture_number(self.seed, stage, number, len(self.pictures))
         return Draw(picture, (self.seed, stage, step, index, "augmentation"))
+
+    def _entry(self, entry: int) -> Draw:
+        return Draw(entry % len(self.pictures), (self.seed, "pool", entry))
 
     def _posteriors(self, draws: Sequence[Draw]) -> list[Posterior]:
         """One of every draw."""
@@ -131,7 +144,8 @@ class LatentSource:
         key = draw if self.pool else hashlib.sha256(picture.tobytes()).digest()
         posterior = self._encoded.pop(key, None)  # and back again below, as the latest
         if posterior is None:
-            mean, std = encode(self.vae, to_tensor(picture).unsqueeze(0))
+            with at_hand(self.device, self.vae) if self.device else nullcontext():
+                mean, std = encode(self.vae, to_tensor(picture).unsqueeze(0))
             posterior = mean[0], std[0]
         self._encoded[key] = posterior
         if len(self._encoded) > max(self.pool, REMEMBERED):

@@ -18,6 +18,7 @@ from torch import Tensor
 from attnbooth_cli.engine import libraries  # noqa: F401
 from attnbooth_cli.engine.adapters import detach
 from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.offload import at_hand
 from attnbooth_cli.engine.pipeline_folder import Parts, load_parts
 from attnbooth_cli.errors import DamagedError, InputError
 
@@ -74,7 +75,7 @@ class Family:
 
     Attributes:
         load: Reads a base model from disk into float32 components on the CPU.
-        encode: Prompts (already with [V] spelt out) to conditioning.
+        encode: Prompts (already with [V] spelt out) to conditioning, wherever the text encoder waits.
         pipeline: diffusers' own pipeline around the components with a given sampler.
     """
 
@@ -158,7 +159,8 @@ def _encode_stable_diffusion(components: Components, prompts: Sequence[str]) -> 
         truncation=True,
         return_tensors="pt",
     ).input_ids
-    hidden_states = encoder.model(input_ids.to(encoder.model.device)).last_hidden_state  # [b, t, d]
+    with at_hand(components.device, encoder.model):
+        hidden_states = encoder.model(input_ids.to(encoder.model.device)).last_hidden_state  # [b, t, d]
     return {"encoder_hidden_states": hidden_states}
 
 

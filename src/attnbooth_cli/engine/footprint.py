@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
-from attnbooth_cli.engine.methods import Stage
+from attnbooth_cli.engine.methods import OptimizerName, Stage
 
 FLOAT = 4
 """Bytes of a float32."""
-MOMENTS = 2
-"""Of AdamW, each as large as the weight."""
+MOMENT_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw8bit": 2, "paged_adamw8bit": 2}
+"""Bytes of a weight's two moments, without the scales of blocks (1/32 byte more)."""
+PAGED: tuple[OptimizerName, ...] = ("paged_adamw8bit",)
+"""Whose moments need not be in the device's memory."""
 COLUMNS = 2
 """Prompt positions whose attention the regulariser reads: one of [V], one of the category."""
 

@@ -12,14 +12,14 @@ import statistics
 import struct
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from attnbooth_cli.engine import footprint, rates
 from attnbooth_cli.engine.base_models import BaseModel
-from attnbooth_cli.engine.footprint import FLOAT, MOMENTS
+from attnbooth_cli.engine.footprint import FLOAT, MOMENT_BYTES, PAGED
 from attnbooth_cli.engine.machine import free_host_memory
 from attnbooth_cli.engine.methods import Stage
 from attnbooth_cli.engine.plan import Plan
@@ -108,7 +108,8 @@ def forecast(plan: Plan, base: BaseModel) -> Forecast | None:
 
     def peak(stage: Stage, batch: int) -> int:
         step = footprint.step_bytes(walked[stage.name], stage, batch, checkpointing=plan.gradient_checkpointing)
-        moments = MOMENTS * FLOAT * footprint.trained_weights(walked[stage.name], stage)
+        held = 0 if plan.optimizer in PAGED else MOMENT_BYTES[plan.optimizer]
+        moments = held * footprint.trained_weights(walked[stage.name], stage)
         return LIBRARIES + loaded + moments + max(step, room)
 
     def at_once(stage: Stage) -> int:
@@ -123,6 +124,21 @@ def forecast(plan: Plan, base: BaseModel) -> Forecast | None:
         ),
         max(peak(stage, 1) for stage in stages),
     )
+
+
+def micro_batches(plan: Plan, base: BaseModel, room: int) -> int:
+    """The largest micro-batches that fit: halves of halves of the largest batch, 0 where whole batches do.
+
+    Args:
+        room: Bytes for the whole process.
+    """
+    largest = size = max(stage.batch_size for stage in plan.stages)
+    while size > 1:
+        expected = forecast(replace(plan, micro_batch_size=size), base)
+        if expected is None or expected.peak <= room:
+            break
+        size = -(-size // 2)
+    return size if size < largest else 0
 
 
 def operations(walked: Sequence[footprint.Part], stage: Stage, plan: Plan) -> int:

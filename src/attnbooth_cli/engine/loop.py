@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbooth_cli.engine import adapters, context
+from attnbooth_cli.engine import adapters, context, offload, optimizers
 from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_modules, recording_statistics
 from attnbooth_cli.engine.checkpoint import Checkpoint, load_into, misfit
 from attnbooth_cli.engine.data import Batch, LatentSource
 from attnbooth_cli.engine.devices import release_memory
 from attnbooth_cli.engine.families import FAMILIES, Components, Conditioning
 from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target, min_snr_weights
-from attnbooth_cli.engine.methods import AdamW, Stage
+from attnbooth_cli.engine.methods import AdamW, OptimizerName, Stage
 from attnbooth_cli.engine.tokens import (
     Placeholder,
     knows,
@@ -40,10 +40,6 @@ Parameters = dict[str, nn.Parameter]
 
 CLASS_PROMPT = "a photo of {}"
 """What the class's pictures are called (huggingface/diffusers, examples/dreambooth/README.md: "a photo of dog")."""
-FUSED = ("cpu", "cuda", "mps", "xpu")
-"""Devices whose AdamW is one kernel for all tensors, in a third of the time (torch.optim.AdamW, `fused`)."""
-OPTIMIZER_STATE = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW keeps of each parameter: two moments of its shape, and a number."""
 INITIAL_SCALE = 2.0**16
 """Loss scale of fp16 (torch.amp.GradScaler's default)."""
 
@@ -150,6 +146,7 @@ def run_stage(
     accelerator: Any,
     constants: AdamW,
     *,
+    optimizer_name: OptimizerName = "adamw",
     micro_batch_size: int = 0,
     gradient_checkpointing: bool = False,
     resume: Checkpoint | None = None,
@@ -176,20 +173,15 @@ def run_stage(
     parameters = trainable_parameters(subject, stage)
     with only_trainable(parameters), checkpointing(components.unet, gradient_checkpointing):
         optimizer = accelerator.prepare(
-            torch.optim.AdamW(
-                parameter_groups(stage, parameters),
-                lr=stage.learning_rate,
-                betas=constants.betas,
-                eps=constants.eps,
-                weight_decay=constants.weight_decay,
-                fused=accelerator.device.type in FUSED,
+            optimizers.make(
+                optimizer_name, parameter_groups(stage, parameters), stage.learning_rate, constants, accelerator.device
             )
         )
         first_step = 0
         if accelerator.scaler is not None:
             reset_scaler(accelerator.scaler)
         if resume:
-            _restore(resume, parameters, optimizer, accelerator.scaler)
+            _restore(resume, parameters, optimizer, accelerator.scaler, optimizer_name)
             first_step = resume.step
         conditioning = conditioning_of(stage, subject, source, accelerator)
         with recording(stage, subject) as recorder:
@@ -343,14 +335,11 @@ def half(micro_batch_size: int, stage: Stage, accelerator: Any) -> int:
 
 
 def optimizer_tensors(progress: Progress) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
-    state = progress.optimizer.state_dict()["state"]
-    return {
-        f"{key}/{name}": torch.as_tensor(value)
-        for index, name in enumerate(progress.parameters)
-        if index in state  # absent while a gradient scaler has skipped every step so far
-        for key, value in state[index].items()
-    }
+    """The optimiser's state as named tensors: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` for torch's AdamW.
+
+    A parameter is absent while a gradient scaler has skipped every step so far.
+    """
+    return optimizers.stored(progress.optimizer.state_dict()["state"], list(progress.parameters))
 
 
 def reset_scaler(scaler: torch.amp.GradScaler) -> None:
@@ -359,21 +348,21 @@ def reset_scaler(scaler: torch.amp.GradScaler) -> None:
     scaler.load_state_dict({**state, "scale": INITIAL_SCALE, "_growth_tracker": 0})
 
 
-def _restore(checkpoint: Checkpoint, parameters: Parameters, optimizer: Any, scaler: Any) -> None:
+def _restore(
+    checkpoint: Checkpoint, parameters: Parameters, optimizer: Any, scaler: Any, optimizer_name: OptimizerName
+) -> None:
     load_into(parameters, checkpoint)
     places = {name: index for index, name in enumerate(parameters)}
-    state: dict[int, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.tensors("optimizer").items():
         kind, _, name = key.partition("/")
-        if name not in places or kind not in OPTIMIZER_STATE:
-            raise misfit(checkpoint.folder / "optimizer.safetensors", key)
-        # A fused step looks at no shapes: it would read and write beyond a moment that is too small.
-        shape = torch.Size() if kind == "step" else parameters[name].shape
-        if tensor.shape != shape or not tensor.is_floating_point():
-            raise misfit(checkpoint.folder / "optimizer.safetensors", key)
-        state.setdefault(places[name], {})[kind] = tensor
-    if any(len(moments) != len(OPTIMIZER_STATE) for moments in state.values()):
-        raise misfit(checkpoint.folder / "optimizer.safetensors", "a moment is missing")
+        found.setdefault(name, {})[kind] = tensor
+    for name, its in found.items():
+        if name not in places or not optimizers.fits(optimizer_name, its, parameters[name]):
+            raise misfit(checkpoint.folder / "optimizer.safetensors", name)
+    state = {
+        places[name]: {kind: optimizers.restored(tensor) for kind, tensor in its.items()} for name, its in found.items()
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if scaler is not None and checkpoint.scaler is not None:
         scaler.load_state_dict(checkpoint.scaler)
@@ -406,7 +395,10 @@ def conditioning_of(stage: Stage, subject: Subject, source: LatentSource, accele
     @lru_cache
     def constant() -> Conditioning:
         with torch.no_grad(), accelerator.autocast():
-            return encode(components, subject.prompts)
+            encoded = encode(components, subject.prompts)
+        if not stage.adapter or stage.adapts_unet:
+            offload.put_aside(encoder.model, accelerator.device)  # `encode` has it back for the class's prompt
+        return encoded
 
     def drawn(step: int, indices: Sequence[int]) -> list[int]:
         if len(subject.prompts) == 1:

@@ -28,6 +28,11 @@ def free_host_memory() -> int:
     return available if left is None else min(available, left)
 
 
+def own_memory() -> int:
+    """Bytes this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def container_memory(cgroup: Path = CGROUP) -> int | None:
     """Bytes left below a container's own limit, cached files counted as free; None where there is no limit to read.
 

@@ -18,6 +18,12 @@ STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 AdapterName = Literal["lora", "oft", "mapper", "image-attention"]
 """What is trained in place of a stage's own weights: see `adapters`, `neti` and `vico`."""
 
+OptimizerName = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
+"""AdamW with its moments in float32, in 8 bits, or in 8 bits that move to the host's memory when a GPU's is full."""
+
+MemoryName = Literal["auto", "high", "24gb", "16gb", "8gb"]
+"""How much memory the device has: the names of `MEMORY`."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -290,4 +296,31 @@ METHODS: dict[str, Method] = {
         *(_without(part) for part in (*STAGE_NAMES, "regulariser")),
         CORE,
     )
+}
+
+
+@dataclass(frozen=True)
+class MemoryPreset:
+    """What is given up for memory: time; and, where it names an optimiser or LoRA, the same result.
+
+    Attributes:
+        settings: Settings by key, without `train.`.
+        unet: Of stage `unet`, where a method trains the whole U-Net.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    unet: Mapping[str, Any] = field(default_factory=dict)
+
+
+# LoRA's rate is that of the method `lora`; four times its rank, as it stands in for the whole U-Net after two other
+# stages, is our choice, and so is what each preset combines. Nothing here has been measured on a GPU.
+MEMORY: dict[MemoryName, MemoryPreset] = {
+    "auto": MemoryPreset(),
+    "high": MemoryPreset(),
+    "24gb": MemoryPreset({"gradient_checkpointing": True, "micro_batch_size": 4}),
+    "16gb": MemoryPreset({"gradient_checkpointing": True, "micro_batch_size": 1, "optimizer": "adamw8bit"}),
+    "8gb": MemoryPreset(
+        {"gradient_checkpointing": True, "micro_batch_size": 1, "optimizer": "paged_adamw8bit"},
+        {"adapter": "lora", "adapter_size": 16, "learning_rate": 1e-4},
+    ),
 }

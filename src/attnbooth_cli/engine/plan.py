@@ -21,7 +21,17 @@ from pydantic import BaseModel as PydanticModel
 from pydantic import TypeAdapter, ValidationError
 
 from attnbooth_cli.engine.catalogue import Entry
-from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS, STAGE_NAMES, Method, Stage, StageName
+from attnbooth_cli.engine.methods import (
+    ATTNDREAMBOOTH,
+    MEMORY,
+    METHODS,
+    STAGE_NAMES,
+    MemoryName,
+    Method,
+    OptimizerName,
+    Stage,
+    StageName,
+)
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project.manifest import (
     MOST_VECTORS,
@@ -44,6 +54,8 @@ DEFAULTS: dict[str, Any] = {
     "train.checkpoint_every": 50,
     "train.sample_every": 0,  # 0: only at the end of each stage
     "train.snapshot_every": 0,  # 0: none; the end of each stage is kept in any case
+    "train.memory": "auto",  # as "high", but in smaller micro-batches on a CPU whose memory whole ones would not fit
+    "train.optimizer": "adamw",
     "train.micro_batch_size": 0,  # 0: the whole batch at once
     "train.gradient_checkpointing": False,
     "train.deterministic": False,  # on GPUs it costs time and memory
@@ -59,15 +71,16 @@ _STAGE_KEYS = (
 _PLAIN_KEYS = (
     "method", "schedule", "prompt", "seed", "resolution", "device", "precision", "save_precision", "checkpoint_every",
     "sample_every", "snapshot_every", "micro_batch_size", "gradient_checkpointing", "regulariser", "augmentation",
-    "augmentation_pool", "prior_pictures", "deterministic",
+    "augmentation_pool", "prior_pictures", "deterministic", "memory", "optimizer",
 )  # fmt: skip
 _NOT_IDENTITY = {
     "schedule", "device", "checkpoint_every", "sample_every", "snapshot_every", "micro_batch_size",
-    "gradient_checkpointing", "deterministic",
+    "gradient_checkpointing", "deterministic", "memory",
 }  # fmt: skip
 
 _SPOKEN = ("command line", "--set")
 """Origins that are said with a command, not written down somewhere."""
+_ADAPTER = "train.unet.adapter"
 
 SMOKE_STEPS = 2
 SMOKE_BATCH_SIZE = 2
@@ -138,7 +151,9 @@ class Plan:
     prior_pictures: int
     smoke: bool
     origins: dict[str, str]
-    deterministic: bool = False  # older plans do not say
+    deterministic: bool = False  # older plans do not say this, nor what follows
+    memory: MemoryName = "auto"
+    optimizer: OptimizerName = "adamw"
 
     def stages_until(self, until: StageName | None) -> tuple[Stage, ...]:
         """The enabled stages up to and including `until` (all of them for None)."""
@@ -152,6 +167,8 @@ class Plan:
         document["stages"] = {stage.pop("name"): stage for stage in document["stages"]}
         for key in (*_NOT_IDENTITY, "origins"):
             del document[key]
+        if document["optimizer"] == DEFAULTS["train.optimizer"]:
+            del document["optimizer"]  # older versions, whose runs go on, had no other
         return _flatten(document)
 
     @property
@@ -209,17 +226,20 @@ def build_plan(
     paper = (_last(above, "train.schedule") or DEFAULTS["train.schedule"]) == "paper"
     factors = {} if paper else entry.rate_factors.get(method.family, {})
     preset = _preset_layer(method, "fast", "--fast", factors, entry.name) if fast else Layer("--fast", {})
+    asked_adapter = _last(above, _ADAPTER) or "lora"
+    memory = _memory_layer(method, _last(above, "train.memory") or DEFAULTS["train.memory"], factors, asked_adapter)
     recommended = {} if paper else {**entry.settings, **_rates(method, factors)}
     base_layer = Layer(f"base model {entry.name}", {"train.resolution": resolution, **recommended})
     own = Layer(f"method {method.name}", method.settings)
-    layers = [Layer("default", DEFAULTS), _method_layer(method), base_layer, own, preset, *above]
+    layers = [Layer("default", DEFAULTS), _method_layer(method), base_layer, own, preset, memory, *above]
     if smoke:
         layers.append(_smoke_layer())
     values, origins = _merge(layers)
     warnings = tuple(
-        f"{key} = {values[key]} ({origins[key]}) overrides {preset.origin} ({preset.values[key]})"
-        for key in preset.values
-        if origins[key] != preset.origin and not smoke
+        f"{key} = {values[key]} ({origins[key]}) overrides {layer.origin} ({layer.values[key]})"
+        for layer in (preset, memory)
+        for key in layer.values
+        if origins[key] not in (preset.origin, memory.origin) and not smoke
     )
     if not values["train.regulariser"]:
         for key in (f"train.{name}.{weight}" for name in STAGE_NAMES for weight in ("mean_weight", "variance_weight")):
@@ -288,8 +308,7 @@ def _impossible(plan: Plan) -> str | None:
         return "a picture's name is a path"
     if not plan.pictures:
         return "it has no pictures"
-    of_method = [(stage.name, stage.adapter) for stage in METHODS[plan.method].stages]
-    if [(stage.name, stage.adapter) for stage in plan.stages] != of_method:
+    if not _of_method(plan):
         return f"its stages are not those of {plan.method}"
     if not plan.prompts or any(prompt.count("{}") != 1 for prompt in plan.prompts):
         return "a prompt does not name the concept once"
@@ -306,6 +325,15 @@ def _impossible(plan: Plan) -> str | None:
     return None if 1 <= plan.concept.vectors <= MOST_VECTORS else "its number of vectors cannot be"
 
 
+def _of_method(plan: Plan) -> bool:
+    """Whether the stages are those of the method; LoRA may stand in for the whole U-Net."""
+    own = METHODS[plan.method].stages
+    return [stage.name for stage in plan.stages] == [stage.name for stage in own] and all(
+        stage.adapter == its.adapter or (stage.name, its.adapter, stage.adapter) == ("unet", None, "lora")
+        for stage, its in zip(plan.stages, own, strict=True)
+    )
+
+
 def settings_of(plan: Plan) -> dict[str, tuple[Any, str]]:
     """Every setting of the plan with its origin, by key, in reading order: what `--dry-run` prints."""
     document = dataclasses.asdict(plan)
@@ -313,13 +341,16 @@ def settings_of(plan: Plan) -> dict[str, tuple[Any, str]]:
     table |= {f"train.{key}": document[key] for key in document if f"train.{key}" in plan.origins}
     for stage in plan.stages:
         table |= {f"train.{stage.name}.{key}": getattr(stage, key) for key in _STAGE_KEYS}
-    return {key: (value, plan.origins[key]) for key, value in table.items()}
+        if stage.name == "unet":
+            table[_ADAPTER] = stage.adapter or "none"
+    return {key: (value, plan.origins.get(key, f"method {plan.method}")) for key, value in table.items()}
 
 
 def continued(recorded: Plan, asked: Plan) -> Plan:
     """A run's own plan, with what was said anew on the command line and does not decide what is learned."""
     said = {key: f"train.{key}" for key in sorted(_NOT_IDENTITY - {"schedule"})}
-    changes = {key: getattr(asked, key) for key, name in said.items() if asked.origins[name] in _SPOKEN}
+    spoken = (*_SPOKEN, *([f"--memory {asked.memory}"] if asked.origins["train.memory"] in _SPOKEN else []))
+    changes = {key: getattr(asked, key) for key, name in said.items() if asked.origins[name] in spoken}
     origins = {name: asked.origins[name] for key, name in said.items() if key in changes}
     return dataclasses.replace(recorded, **changes, origins={**recorded.origins, **origins})
 
@@ -329,11 +360,15 @@ def differences(old: Plan, new: Plan) -> tuple[str, ...]:
     before, after = old.identity, new.identity
     keys = dict.fromkeys([*before, *after])
     changed = [key for key in keys if before.get(key) != after.get(key)]
-    return tuple(f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed)
+    before, after = ({**{key: DEFAULTS.get(f"train.{key}") for key in keys}, **its} for its in (before, after))
+    return tuple(f"{key}: {before[key]} -> {after[key]}" for key in changed)
 
 
 def _stage(stage: Stage, values: Mapping[str, Any]) -> Stage:
-    return dataclasses.replace(stage, **{key: values[f"train.{stage.name}.{key}"] for key in _STAGE_KEYS})
+    chosen = {key: values[f"train.{stage.name}.{key}"] for key in _STAGE_KEYS}
+    if stage.name == "unet":
+        chosen["adapter"] = None if values[_ADAPTER] == "none" else values[_ADAPTER]
+    return dataclasses.replace(stage, **chosen)
 
 
 def _require_consistent(method: str, stages: Sequence[Stage]) -> None:
@@ -380,6 +415,8 @@ def _method_layer(method: Method) -> Layer:
     values: dict[str, Any] = {"train.method": method.name, "train.prompt": prompts}
     for stage in method.stages:
         values |= {f"train.{stage.name}.{key}": getattr(stage, key) for key in _STAGE_KEYS}
+        if stage.name == "unet":
+            values[_ADAPTER] = stage.adapter or "none"
     return Layer(f"method {method.name}", values)
 
 
@@ -407,6 +444,24 @@ def _preset_layer(method: Method, preset: str, flag: str, factors: Mapping[str, 
         for key, value in keys.items()
     }
     return Layer(f"{flag}, rates for {base}" if factors else flag, values)
+
+
+def _memory_layer(method: Method, name: MemoryName, factors: Mapping[str, float], adapter: str) -> Layer:
+    """What a memory preset changes: LoRA only where the method would train the whole U-Net.
+
+    Args:
+        adapter: What stronger layers want in its place; the preset's rate is for LoRA alone.
+    """
+    preset = MEMORY[name]
+    values = {f"train.{key}": value for key, value in preset.settings.items()}
+    (unet,) = (stage for stage in method.stages if stage.name == "unet")
+    if unet.enabled and unet.adapter is None:
+        values |= {
+            f"train.unet.{key}": _rounded(value * factors.get("unet", 1)) if key == "learning_rate" else value
+            for key, value in preset.unet.items()
+            if key == "adapter" or adapter == "lora"
+        }
+    return Layer(f"--memory {name}", values)
 
 
 def _smoke_layer() -> Layer:

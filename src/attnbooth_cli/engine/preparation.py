@@ -34,6 +34,7 @@ class TrainOptions:
     sample_every: int | None = None
     snapshot_every: int | None = None
     deterministic: bool | None = None
+    memory: str | None = None
     settings: tuple[str, ...] = ()
 
     def flags(self) -> dict[str, object]:

@@ -12,7 +12,7 @@ import torch
 
 from attnbooth_cli.engine import checkpoint
 from attnbooth_cli.engine.attention import cross_attention_modules
-from attnbooth_cli.engine.footprint import FLOAT, MOMENTS
+from attnbooth_cli.engine.footprint import FLOAT, MOMENT_BYTES, PAGED
 from attnbooth_cli.engine.machine import free_host_memory
 from attnbooth_cli.engine.methods import Stage
 from attnbooth_cli.engine.plan import Plan
@@ -32,7 +32,7 @@ def require_disk(folder: Path, plan: Plan, unet: torch.nn.Module) -> None:
     snapshots = unet_steps // plan.snapshot_every if plan.snapshot_every else 0
     published = sum(parameter.numel() for parameter in unet.parameters()) if unet_steps else trained
     concepts = published * (2 if plan.save_precision == "float16" else FLOAT) * (snapshots + 2)
-    needed = states * trained * FLOAT * (1 + MOMENTS) + concepts
+    needed = states * trained * (FLOAT + MOMENT_BYTES[plan.optimizer]) + concepts
     durable.require_free_space(folder, needed, "the checkpoints, snapshots and the concept")
 
 
@@ -44,8 +44,9 @@ def require_memory(plan: Plan, unet: torch.nn.Module, device: torch.device) -> N
     """
     if (free := free_memory(device)) is None:
         return
+    moments = 0 if plan.optimizer in PAGED else MOMENT_BYTES[plan.optimizer]
     for stage in plan.stages:
-        needed = trained_weights(stage, unet) * FLOAT * (1 + MOMENTS)
+        needed = trained_weights(stage, unet) * (FLOAT + moments)
         if needed > free:
             raise ResourceError(
                 f"the gradients and optimizer state of stage {stage.name} alone need {needed / 1e9:.2f} GB of memory "

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from attnbooth_cli.engine import adapters, checkpoint, concept, snapshots
+from attnbooth_cli.engine import adapters, checkpoint, concept, offload, snapshots
 from attnbooth_cli.engine.attention import fused
 from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.data import LatentSource
 from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, trainable_parameters
 from attnbooth_cli.engine.methods import Stage, StageName
 from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan
@@ -39,6 +40,7 @@ class Session:
 
     Attributes:
         micro_batch_size: The plan's, or what memory has left of it.
+        sources: All that the VAE encodes pictures for.
     """
 
     folder: RunFolder
@@ -50,6 +52,7 @@ class Session:
     should_stop: ShouldStop
     samples: list[str]
     micro_batch_size: int
+    sources: tuple[LatentSource, ...] = ()
 
     @property
     def project(self) -> Project:
@@ -72,6 +75,8 @@ class Session:
                 attention_variance_loss=progress.losses.attention_variance,
             )
         )
+        if self.sources and all(source.complete for source in self.sources):
+            offload.put_aside(self.subject.components.vae, self.accelerator.device)
         stop = self._agreed_stop()
         due = self.plan.checkpoint_every and step % self.plan.checkpoint_every == 0
         if not last and (due or stop):
@@ -134,7 +139,8 @@ class Session:
             write_rows(encoder.tokenizer, encoder.model, placeholder_, self.subject.rows)
             settings = sampling_settings(self.base, self.plan)
             request = Request(placeholder_.prompt(SAMPLE_PROMPT), self.plan.seed)
-            with fused(components.unet), self.accelerator.autocast():
+            resting = offload.at_hand(self.accelerator.device, components.vae, encoder.model)
+            with resting, fused(components.unet), self.accelerator.autocast():
                 (picture,) = sample(components, [request], settings)
             if is_black(picture):
                 self.emit(Warned(f"the sample after step {step} of stage {stage.name} is all black"))
@@ -185,8 +191,12 @@ class Session:
         return next(stage for stage in self.plan.stages if stage.name == name)
 
     def _adapter(self, stages: tuple[StageName, ...]) -> dict[str, Tensor]:
-        """The adapter trained in place of the U-Net: as it is on the way, or as its stage left it."""
-        if stages[-1] != "unet" or not self._stage("unet").adapts_unet:
+        """The adapter trained in place of the U-Net: as it is on the way, or as its stage left it.
+
+        Nothing where stage `attention` has changed the weights below it: an adapter alone would not hold that.
+        """
+        below = "attention" in stages and not self._stage("attention").adapter
+        if stages[-1] != "unet" or not self._stage("unet").adapts_unet or below:
             return {}
         live = adapters.parameters(self.subject.components.unet)
         return dict(live) or checkpoint.read(self.folder.stages / "unet").tensors("weights")

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from attnbooth_cli.engine import adapters, checkpoint, concept
+from attnbooth_cli.engine import adapters, checkpoint, concept, offload, optimizers
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.checkpoint import Checkpoint
@@ -30,9 +30,10 @@ from attnbooth_cli.engine.devices import (
     same_bits,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
-from attnbooth_cli.engine.forecast import note_rate
+from attnbooth_cli.engine.forecast import micro_batches, note_rate
 from attnbooth_cli.engine.gallery import Shelf, fill
 from attnbooth_cli.engine.loop import CLASS_PROMPT, Progress, Subject, run_stage, trainable_parameters
+from attnbooth_cli.engine.machine import free_host_memory, own_memory
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan, continued
 from attnbooth_cli.engine.preparation import (
@@ -118,6 +119,7 @@ def train(
     for warning in prepared.warnings:
         emit(Warned(warning))
     category_pieces(load_tokenizer(prepared.base), plan.concept.category)  # refuses one it does not know
+    _require_libraries(plan, until)
     with only_writer(project):
 
         def decide() -> Run:
@@ -175,11 +177,23 @@ def resume(
         if run.status == "done" and wanted <= set(run.stages) and is_current(project, run):
             emit(_nothing_to_do(project, run))
             return project
+        _require_libraries(plan, until)
         base, pool = base_of_plan(plan), pool or ComponentPool()
         require_same_files(base, base_files(RunFolder(project, run.name)))
         with same_bits(plan.deterministic):
             _execute(project, manifest, run, plan, base, until, emit, should_stop, pool, report)
     return project
+
+
+def _require_libraries(plan: Plan, until: StageName | None) -> None:
+    """Refuses at once what would fail for want of a library in the last stage.
+
+    Raises:
+        InputError: the optimiser or an adapter cannot be made here.
+        ResourceError: the device is not there.
+    """
+    optimizers.require(plan.optimizer, resolve_device(plan.device))
+    adapters.require(plan.stages_until(until))
 
 
 def _execute(
@@ -200,8 +214,13 @@ def _execute(
     picture_paths = check_pictures_of_plan(project, manifest, plan)
     emit = logged(folder, emit) if is_main_process() else ignore
     device = resolve_device(plan.device)
-    if device.type == "cpu":
+    micro_batch_size = plan.micro_batch_size
+    if device.type == "cpu":  # where running out of memory ends the process, and no error can be answered
         return_large_blocks()
+        if plan.memory == "auto" and not micro_batch_size:
+            micro_batch_size = micro_batches(plan, base, free_host_memory() + own_memory())
+    if micro_batch_size != plan.micro_batch_size:
+        emit(Warned(f"{micro_batch_size} pictures at a time: whole batches would not fit the memory that is free"))
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
     components = pool.take(base)
     require_disk(folder.root, plan, components.unet)
@@ -211,7 +230,8 @@ def _execute(
     subject = _subject(components, source, plan, emit)
     if any(stage.prior_weight for stage in plan.stages_until(until)):
         subject = replace(subject, prior=_prior(folder, plan, base, components, accelerator, emit))
-    session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [], plan.micro_batch_size)
+    sources = (source, subject.prior) if subject.prior else (source,)
+    session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [], micro_batch_size, sources)
     stages = plan.stages_until(until)
     finished, resumed = _restore(folder, stages, plan, subject, emit)
     remaining = tuple(stage for stage in stages if stage.name not in finished)
@@ -278,19 +298,21 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
         seconds.append(progress.seconds)
         session.after_step(progress)
 
+    (encoder,) = session.subject.components.text_encoders
+    offload.bring_back(encoder.model, session.accelerator.device)
     run_stage(
         stage,
         session.subject,
         source,
         session.accelerator,
         METHODS[plan.method].optimizer,
+        optimizer_name=plan.optimizer,
         micro_batch_size=session.micro_batch_size,
         gradient_checkpointing=plan.gradient_checkpointing,
         resume=resumed,
         after_step=after_step,
         lowered=session.lowered,
     )
-    (encoder,) = session.subject.components.text_encoders
     write_rows(encoder.tokenizer, encoder.model, session.subject.placeholder, session.subject.rows)
     if session.accelerator.is_main_process:
         weights = trainable_parameters(session.subject, stage)
@@ -442,4 +464,5 @@ def _source(paths: list[Path], plan: Plan, components: Components) -> LatentSour
         train_timesteps=components.noise_scheduler.config.num_train_timesteps,
         augment=AUGMENTATIONS[plan.augmentation],
         pool=plan.augmentation_pool,
+        device=components.device,
     )

@@ -52,6 +52,12 @@ class StageTable(_Table):
     embedding_rate: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] | None = None
 
 
+class UnetTable(StageTable):
+    """`[train.unet]`: the one stage in which LoRA can stand in for the weights."""
+
+    adapter: Literal["none", "lora"] | None = None
+
+
 class TrainTable(_Table):
     """`[train]`; every key is optional. Defaults and their sources are in `engine.plan.DEFAULTS`."""
 
@@ -66,6 +72,8 @@ class TrainTable(_Table):
     checkpoint_every: Annotated[int, Field(ge=0)] | None = None
     sample_every: Annotated[int, Field(ge=0)] | None = None
     snapshot_every: Annotated[int, Field(ge=0)] | None = None
+    memory: Literal["auto", "high", "24gb", "16gb", "8gb"] | None = None
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] | None = None
     micro_batch_size: Annotated[int, Field(ge=0)] | None = None
     gradient_checkpointing: bool | None = None
     deterministic: bool | None = None
@@ -75,7 +83,7 @@ class TrainTable(_Table):
     prior_pictures: Annotated[int, Field(gt=0, le=100_000)] | None = None
     embedding: StageTable = StageTable()
     attention: StageTable = StageTable()
-    unet: StageTable = StageTable()
+    unet: UnetTable = UnetTable()
 
     @field_validator("prompt")
     @classmethod
