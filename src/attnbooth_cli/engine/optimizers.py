@@ -64,7 +64,7 @@ def make(
     Raises:
         InputError: as `require`.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "lr": rate, "betas": constants.betas, "eps": constants.eps, "weight_decay": constants.weight_decay,
     }  # fmt: skip
     if name == "adamw":
