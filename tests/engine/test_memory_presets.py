@@ -495,12 +495,16 @@ def test_frozen_models_are_away_when_their_output_is_kept_and_back_for_pictures(
     assert_same(tensors(project / "concept"), tensors(trained_once / "concept"))
 
 
-def test_on_the_cpu_nothing_moves(project: Path, pool: ComponentPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cpu_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     def move(model: Any, device: torch.device) -> None:
         raise AssertionError("moved")
 
     monkeypatch.setattr(offload, "move", move)
-    train(project, options=TrainOptions(smoke=True), pool=pool, report=False)
+    model, device = nn.Linear(1, 1), torch.device("cpu")
+    offload.put_aside(model, device)
+    offload.bring_back(model, device)
+    with offload.at_hand(device, model):
+        pass
 
 
 def test_what_was_away_is_away_again_also_after_a_failure(devices: Devices) -> None:
