@@ -52,7 +52,6 @@ CENSUS = 5.0
 LOCAL: dict[str, Any] = {
     "include_dashboard": False,
     "object_store_memory": 100_000_000,  # bytes, for a few events; Ray wants at least 75 MiB
-    "_node_ip_address": "127.0.0.1",  # else Ray listens to the whole network, and does what anybody there asks
 }
 """Of a cluster of our own."""
 LOCK_PATIENCE = 120.0
