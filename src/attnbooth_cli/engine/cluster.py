@@ -15,7 +15,9 @@ import contextlib
 import math
 import os
 import platform
+import secrets
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -52,7 +54,6 @@ CENSUS = 5.0
 LOCAL: dict[str, Any] = {
     "include_dashboard": False,
     "object_store_memory": 100_000_000,  # bytes, for a few events; Ray wants at least 75 MiB
-    "_node_ip_address": "127.0.0.1",  # else Ray listens to the whole network, and does what anybody there asks
 }
 """Of a cluster of our own."""
 LOCK_PATIENCE = 120.0
@@ -186,15 +187,19 @@ def train_many(
 @contextlib.contextmanager
 def _connected() -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if address == "local" and not connected and "RAY_AUTH_MODE" not in os.environ:
+        # Ray listens to the whole network, and would do what anybody there asks (ray.io, "Token authentication").
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
-    if ray.is_initialized():
+    if connected:
         yield ray
         return
     import logging
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    address = os.environ.get("RAY_ADDRESS") or "local"
     local = LOCAL if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **local)
