@@ -142,7 +142,7 @@ def file_hashes(base: BaseModel) -> dict[str, str]:
             *(f"{part}/{name}" for part, weights in picked.items() if weights for name in weights.files),
         ]
         files |= {name: folder / name for name in names if (folder / name).is_file()}
-    return {name: durable.sha256(path) for name, path in sorted(files.items())}
+    return {name: file_sha256(path) for name, path in sorted(files.items())}
 
 
 def require_same_files(base: BaseModel, recorded: object) -> None:
