@@ -1,12 +1,12 @@
 """What `generate` costs beside plain diffusers: python -m benchmarks.generation [--layout tiny|sd15-narrow] [--pairs N]
 
 The same pictures by `attnbooth_cli.engine.sampling` and by diffusers' `StableDiffusionPipeline` called with the same
-prompts, seeds, scheduler and steps, in turn in one process: the ratio of times, median of pairs, by the clock and by the
-processor's time, which other programs disturb less. On the way both must make the same pictures (to 1/255), and the
+prompts, seeds, scheduler and steps, in turn in one process: the ratio of times, median of pairs, by the clock and in
+processor time, which other programs disturb less. On the way both must make the same pictures (to 1/255), and the
 samples that go through the text encoder are counted.
 
 `tiny` is the bundled model; `sd15-narrow` has the bundled text encoder and VAE and a U-Net in the layout of Stable
-Diffusion 1.5, a quarter as wide, with random weights, on 32x32 latents. float32. Prints one JSON document.
+Diffusion 1.5, a fifth as wide, with random weights, on 32x32 latents. float32. Prints one JSON document.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def model(layout: str) -> tuple[Components, int]:
     torch.manual_seed(0)
     components.unet = UNet2DConditionModel(
         sample_size=32,
-        block_out_channels=(80, 160, 320, 320),
+        block_out_channels=(64, 128, 256, 256),
         cross_attention_dim=components.unet.config.cross_attention_dim,
         attention_head_dim=8,
         in_channels=components.unet.config.in_channels,
