@@ -56,7 +56,7 @@ def test_a_dry_run_imports_and_reads_no_more(project: Path) -> None:
     start = counts.of_starting("train", project, "--dry-run")
     assert not {"torch", "diffusers", "transformers", "matplotlib"} & set(start.modules)
     weights = [name for name in start.files if name.endswith(".safetensors")]
-    assert len(weights) == 1, "the U-Net's file is hashed once, and no other weight is read"
+    assert all(weights.count(name) <= 2 for name in weights), "a header is read, and the U-Net hashed, once"
     pictures = [name for name in start.files if name.endswith(".png")]
     assert len(pictures) <= 2 * len(set(pictures)), "a picture is looked at and hashed"
     require_no_more("--dry-run", start.counts)
