@@ -10,6 +10,7 @@ from attnbooth_cli.engine.catalogue import STABLE_DIFFUSION, TINY, Entry
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
 from attnbooth_cli.engine.plan import (
     Base,
+    PictureFile,
     Plan,
     build_plan,
     differences,
@@ -22,6 +23,7 @@ from attnbooth_cli.engine.plan import (
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project.manifest import Manifest, UserConfig
 
+PICTURES = (PictureFile("one.png", "0" * 64),)
 BASE = Base("tiny", None, "0" * 64, "epsilon")
 
 
@@ -37,7 +39,9 @@ def manifest(**train: object) -> Manifest:
 
 
 def plan(entry: Entry = STABLE_DIFFUSION, train: dict[str, object] | None = None, **options) -> Plan:
-    return build_plan(manifest(**(train or {})), base=BASE, entry=entry, resolution=512, pictures=[], **options)[0]
+    return build_plan(manifest(**(train or {})), base=BASE, entry=entry, resolution=512, pictures=PICTURES, **options)[
+        0
+    ]
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -87,7 +91,7 @@ def test_each_layer_overrides_the_one_before() -> None:
 
 def test_a_manifest_that_overrides_the_named_preset_is_said() -> None:
     _, warnings = build_plan(
-        manifest(unet={"steps": 300}), base=BASE, entry=STABLE_DIFFUSION, resolution=512, pictures=[], fast=True
+        manifest(unet={"steps": 300}), base=BASE, entry=STABLE_DIFFUSION, resolution=512, pictures=PICTURES, fast=True
     )
     assert warnings == ("train.unet.steps = 300 (attnbooth.toml) overrides --fast (200)",)
 
