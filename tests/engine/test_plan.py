@@ -23,6 +23,7 @@ from attnbooth_cli.engine.plan import (
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project.manifest import Manifest, UserConfig
 
+PICTURES = (PictureFile("one.png", "0" * 64),)
 BASE = Base("tiny", None, "0" * 64, "epsilon")
 PICTURES = [PictureFile("1.png", "0" * 64)]
 
@@ -91,7 +92,7 @@ def test_each_layer_overrides_the_one_before() -> None:
 
 def test_a_manifest_that_overrides_the_named_preset_is_said() -> None:
     _, warnings = build_plan(
-        manifest(unet={"steps": 300}), base=BASE, entry=STABLE_DIFFUSION, resolution=512, pictures=[], fast=True
+        manifest(unet={"steps": 300}), base=BASE, entry=STABLE_DIFFUSION, resolution=512, pictures=PICTURES, fast=True
     )
     assert warnings == ("train.unet.steps = 300 (attnbooth.toml) overrides --fast (200)",)
 
