@@ -68,7 +68,15 @@ _ACTIVE: list[Faults] = []
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _ACTIVE and event in EVENTS:
         writes = event in WRITING or (event == "open" and _opens_for_writing(arguments))
-        _ACTIVE[0].called(event, arguments[0], writes)
+        _ACTIVE[0].called(event, _place(event, arguments), writes)
+
+
+def _place(event: str, arguments: tuple[Any, ...]) -> object:
+    """The path, whole also where it is given from an open folder on, as `shutil.rmtree` does."""
+    path, folder = arguments[0], arguments[-1]
+    if event in ("os.remove", "os.rmdir") and isinstance(folder, int) and folder >= 0:
+        return Path(f"/proc/self/fd/{folder}").readlink() / os.fsdecode(path)
+    return path
 
 
 def _opens_for_writing(arguments: tuple[Any, ...]) -> bool:
