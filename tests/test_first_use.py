@@ -28,7 +28,7 @@ def test_nothing_is_frozen_where_torch_is_there_already(engine_loaded: None) -> 
     before = gc.get_freeze_count()
     with heavy_imports():
         assert gc.isenabled()
-    assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() <= before  # what was frozen may go, and nothing joins it
 
 
 def test_a_collector_that_is_off_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,5 +97,5 @@ def outlook_lines(expected: Outlook) -> Iterator[str]:
     if expected.seconds is None or expected.rate is None:
         yield "time:    not known before a first run on this computer; train tells when it begins"
         return
-    rate = f"{expected.rate.operations / 1e9:.1f} GFLOP/s, measured with {expected.rate.model} ({expected.rate.place})"
-    yield f"time:    about {duration(expected.seconds)} of steps, at {rate}"
+    yield f"time:    about {duration(expected.seconds)} of steps, at {expected.rate.operations / 1e9:.1f} GFLOP/s,"
+    yield f"         measured with {expected.rate.model} ({expected.rate.place})"
