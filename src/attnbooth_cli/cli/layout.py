@@ -92,10 +92,10 @@ def outlook_lines(expected: Outlook) -> Iterator[str]:
     free = f"; {expected.free / 1e9:.1f} GB are free" if expected.free is not None else ""
     yield f"memory:  about {largest.peak / 1e9:.1f} GB at most, in stage {largest.name} (float32){free}"
     if expected.free is not None and largest.peak > expected.free:
-        smallest = f"{expected.forecast.smallest / 1e9:.1f} GB one picture at a time"
-        yield f"         too much at once: --set train.micro_batch_size=1 needs about {smallest}"
+        smallest = f"{expected.forecast.smallest / 1e9:.1f} GB"
+        yield f"         too much at once: train.micro_batch_size=1 needs about {smallest}"
     if expected.seconds is None or expected.rate is None:
-        yield "time:    not known before a first run on this computer; train tells when it begins"
+        yield "time:    not known before a first run here; train tells when it begins"
         return
     yield f"time:    about {duration(expected.seconds)} of steps, at {expected.rate.operations / 1e9:.1f} GFLOP/s,"
     yield f"         measured with {expected.rate.model} ({expected.rate.place})"
