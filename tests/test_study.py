@@ -191,8 +191,10 @@ def test_nothing_on_the_page_tells_whose_a_picture_is(
     shapes = []
     for folder in (study, out):
         page = (folder / "study.html").read_text(encoding="utf-8")
+        told = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # in which any short word may turn up by chance
+        assert len(told) < len(page)
         for word in ("yak-method", "zebra-method", "attndreambooth", "001-", "embedding", "unet", "toadstool", "seed"):
-            assert word not in page.lower(), word
+            assert word not in told.lower(), word
         found = asked(folder / "study.html")
         for its in found["questions"]:
             assert [one["id"] for one in its["pictures"]] == sorted(one["id"] for one in its["pictures"])
