@@ -26,10 +26,10 @@ COLUMNS: Mapping[str, Callable[[dict[str, Any]], float]] = {
     "complex: identity": lambda found: found["complex"]["identity"],
     "complex: text": lambda found: found["complex"]["text"],
     "drift": lambda found: found["drift"],
-    "seconds": lambda found: found["seconds"],
+    "CPU seconds": lambda found: found["seconds"],
     "peak MB": lambda found: found["peak_mb"],
 }
-COSTS = ("seconds", "peak MB")
+COSTS = ("CPU seconds", "peak MB")
 SECOND_OPINION = ("identity", "object", "scene", "style")
 
 
