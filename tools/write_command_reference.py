@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attnbooth_cli.cli.app import app
+from attnbooth_cli.engine.layers import DEFAULTS, setting_keys, setting_variable
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
-from attnbooth_cli.engine.plan import DEFAULTS, setting_keys, setting_variable
 
 PLACE = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 WIDTH = "80"

@@ -22,11 +22,13 @@ from torch import nn
 from attnbooth_cli.engine import adapters, concept, footprint, offload, optimizers, requirements, session
 from attnbooth_cli.engine.base_models import bundled_folder, resolve
 from attnbooth_cli.engine.catalogue import STABLE_DIFFUSION, TINY
+from attnbooth_cli.engine.changes import continued, differences
 from attnbooth_cli.engine.families import ComponentPool, load_components
 from attnbooth_cli.engine.generation import generate
 from attnbooth_cli.engine.initialisation import init
+from attnbooth_cli.engine.layers import build_plan
 from attnbooth_cli.engine.methods import METHODS, AdamW, StageName
-from attnbooth_cli.engine.plan import build_plan, continued, differences, plan_from_json, plan_json, settings_of
+from attnbooth_cli.engine.plan import plan_from_json, plan_json, settings_of
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.snapshots import take
 from attnbooth_cli.engine.training import resume, train

@@ -7,19 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbooth_cli.engine.catalogue import STABLE_DIFFUSION, TINY, Entry
+from attnbooth_cli.engine.changes import differences, edited
+from attnbooth_cli.engine.layers import build_plan, setting_keys, setting_variable
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
-from attnbooth_cli.engine.plan import (
-    Base,
-    PictureFile,
-    Plan,
-    build_plan,
-    differences,
-    plan_from_json,
-    plan_json,
-    setting_keys,
-    setting_variable,
-    settings_of,
-)
+from attnbooth_cli.engine.plan import Base, PictureFile, Plan, plan_from_json, plan_json, settings_of
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.project.manifest import Manifest, UserConfig
 
@@ -184,3 +175,29 @@ def test_assignments_arrive_and_nothing_else_moves(values: dict[str, int]) -> No
     before, after = settings_of(plan()), settings_of(plan(assignments=[f"{k}={v}" for k, v in values.items()]))
     assert {key: after[key][0] for key in values} == values
     assert all(after[key] == before[key] for key in before if key not in values)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "said"),
+    [
+        ({}, {}, ()),
+        ({}, {"unet": {"steps": 500}}, ()),
+        ({}, {"unet": {"steps": 12}}, ("train.unet.steps: 500 -> 12",)),
+        ({"train": {"unet": {"steps": 12}}}, {"unet": {"steps": 12}}, ()),
+        ({"train": {"unet": {"steps": 12}}}, {}, ("train.unet.steps: 12 -> not said",)),
+        ({"train": {"schedule": "paper"}}, {"schedule": "recommended"}, ("train.schedule: paper -> recommended",)),
+        ({}, {"checkpoint_every": 7, "device": "cpu", "micro_batch_size": 1}, ()),
+        ({"assignments": ["train.unet.steps=14"]}, {"unet": {"steps": 12}}, ()),
+        ({"environment": {"ATTNBOOTH_TRAIN_SEED": "4"}}, {"seed": 5}, ()),
+        ({}, {"regulariser": False}, ("train.regulariser: True -> False",)),
+    ],
+)
+def test_what_a_manifest_has_come_to_say_since_a_run_was_begun(begun: dict, now: dict, said: tuple[str, ...]) -> None:
+    """Named where another concept would come of it, unless something stronger went before it from the start."""
+    assert edited(plan(**begun), manifest(**now)) == said
+
+
+def test_an_edited_concept_is_named() -> None:
+    other = manifest()
+    other = other.model_copy(update={"concept": other.concept.model_copy(update={"token": "<d>", "name": "else"})})
+    assert edited(plan(), other) == ("concept.token: <c> -> <d>",)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from attnbooth_cli.engine.base_models import bundled_folder
 from attnbooth_cli.engine.families import ComponentPool
 from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.training import resume, train
-from attnbooth_cli.errors import StoppedError
+from attnbooth_cli.errors import BaseModelError, InputError, StoppedError
 from attnbooth_cli.events import Checkpointed, Event, Started, Stepped
 from attnbooth_cli.project.project import Project
 from tests.engine.conftest import EXAMPLE
@@ -185,3 +186,39 @@ def test_a_resumed_run_stops_where_it_was_asked_to(project: Path, tmp_path: Path
     events: list[Event] = []
     resume(root, emit=events.append)
     assert {event.stage for event in events if isinstance(event, Stepped)} == {"embedding"}
+
+
+def test_an_edited_manifest_is_refused_by_name_and_nothing_is_touched(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "edited"
+    shutil.copytree(project, root)
+    emit, should_stop = stopping_after(1)
+    with pytest.raises(StoppedError):
+        train(root, emit=emit, should_stop=should_stop)
+    manifest = root / "attnbooth.toml"
+    begun, before = manifest.read_text(), {path: path.read_bytes() for path in (root / "runs").rglob("*.json")}
+    manifest.write_text(begun + "\n[train.unet]\nsteps = 3\n")
+    with pytest.raises(InputError, match=r"train\.unet\.steps: 500 -> 3"):
+        resume(root)
+    assert before == {path: path.read_bytes() for path in (root / "runs").rglob("*.json")}
+
+
+def test_a_base_model_may_have_moved(project: Path, tmp_path: Path) -> None:
+    """To where the manifest says; another model there is refused."""
+    root, first, second = tmp_path / "moved", tmp_path / "first", tmp_path / "second"
+    shutil.copytree(project, root)
+    shutil.copytree(bundled_folder(), first)
+    manifest = root / "attnbooth.toml"
+    manifest.write_text(manifest.read_text().replace('model = "tiny"', f'model = "{first}"'))
+    emit, should_stop = stopping_after(1)
+    with pytest.raises(StoppedError):
+        train(root, options=OPTIONS, emit=emit, should_stop=should_stop)
+    first.rename(second)
+    manifest.write_text(manifest.read_text().replace(str(first), str(second)))
+    weights = second / "unet" / "diffusion_pytorch_model.safetensors"
+    held = weights.read_bytes()
+    weights.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+    with pytest.raises(BaseModelError, match="other weights"):
+        resume(root)
+    weights.write_bytes(held)
+    resume(root)
+    assert (root / "concept" / "concept.json").exists()

@@ -10,8 +10,10 @@ from pathlib import Path
 import platformdirs
 
 from attnbooth_cli.engine.base_models import BaseModel, resolve
+from attnbooth_cli.engine.catalogue import WITHDRAWN
+from attnbooth_cli.engine.layers import build_plan, check_settings
 from attnbooth_cli.engine.model_files import CONFIGS, TOKENIZER_FILES, weights_in
-from attnbooth_cli.engine.plan import Base, PictureFile, Plan, build_plan, check_settings
+from attnbooth_cli.engine.plan import Base, PictureFile, Plan
 from attnbooth_cli.engine.weight_hashes import file_sha256
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.project import durable, pictures
@@ -22,7 +24,7 @@ from attnbooth_cli.project.shell import command
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the command line may change; None and empty mean "not said". See `engine.plan` for the order of layers."""
+    """What the command line may change; None and empty mean "not said". See `engine.layers` for the order of layers."""
 
     fast: bool = False
     smoke: bool = False
@@ -167,16 +169,18 @@ def require_same_files(base: BaseModel, recorded: object) -> None:
         )
 
 
-def base_of_plan(plan: Plan) -> BaseModel:
-    """The base model a recorded plan was made with.
+def base_of_plan(plan: Plan, manifest: Manifest) -> BaseModel:
+    """The base model a recorded plan was made with, from where the manifest says that it is now.
 
     Raises:
-        BaseModelError: it is gone, or other weights stand in its place.
+        BaseModelError: it is gone, or the one in its place has other weights.
     """
-    base = resolve(plan.base.model, revision=plan.base.revision)
+    moved = WITHDRAWN.get(manifest.base.model, manifest.base.model) != plan.base.model
+    ref, revision = (manifest.base.model, manifest.base.revision) if moved else (plan.base.model, plan.base.revision)
+    base = resolve(ref, revision=revision)
     if weights_sha256(base) != plan.base.sha256:
         raise BaseModelError(
-            f"the base model {plan.base.model} has other weights than when this run began",
+            f"the base model {ref} has other weights than {plan.base.model} when this run began",
             "put the former model back, or begin again with: attnbooth train --restart",
         )
     return base

@@ -16,8 +16,9 @@ import torch
 
 from attnbooth_cli import __version__
 from attnbooth_cli.engine import concept
+from attnbooth_cli.engine.changes import differences
 from attnbooth_cli.engine.devices import is_main_process
-from attnbooth_cli.engine.plan import Plan, differences, plan_from_json, plan_json
+from attnbooth_cli.engine.plan import Plan, plan_from_json, plan_json
 from attnbooth_cli.errors import DamagedError, InputError
 from attnbooth_cli.events import Emit, Event
 from attnbooth_cli.project import durable

@@ -16,7 +16,7 @@ from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.data import LatentSource
 from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, trainable_parameters
 from attnbooth_cli.engine.methods import Stage, StageName
-from attnbooth_cli.engine.plan import SMOKE_SAMPLING_STEPS, Plan
+from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.engine.runs import RunFolder
 from attnbooth_cli.engine.sampling import Request, SamplingSettings, is_black, sample
 from attnbooth_cli.engine.tokens import write_rows
@@ -30,6 +30,7 @@ from attnbooth_cli.project.shell import command
 SAMPLE_PROMPT = "a photo of a {} on the beach"
 """The picture made at the end of each stage: the concept somewhere it was not photographed (our choice)."""
 
+_SMOKE_SAMPLING_STEPS = 4
 ShouldStop = Callable[[], int]
 """Returns the number of the signal that asked to stop, 0 for none."""
 
@@ -217,5 +218,5 @@ class Session:
 
 def sampling_settings(base: BaseModel, plan: Plan) -> SamplingSettings:
     """How training samples are made: the base model's own defaults, four steps for a smoke test."""
-    steps = SMOKE_SAMPLING_STEPS if plan.smoke else base.entry.sampling_steps
+    steps = _SMOKE_SAMPLING_STEPS if plan.smoke else base.entry.sampling_steps
     return SamplingSettings(steps, base.entry.guidance, plan.resolution, plan.resolution)

@@ -18,6 +18,7 @@ from torch import nn
 from attnbooth_cli.engine import adapters, checkpoint, concept, offload, optimizers
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.changes import continued, edited
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.data import LatentSource, load_pictures
 from attnbooth_cli.engine.devices import (
@@ -35,7 +36,7 @@ from attnbooth_cli.engine.gallery import Shelf, fill
 from attnbooth_cli.engine.loop import CLASS_PROMPT, Progress, Subject, run_stage, trainable_parameters
 from attnbooth_cli.engine.machine import free_host_memory, own_memory
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
-from attnbooth_cli.engine.plan import Plan, continued
+from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.engine.preparation import (
     TrainOptions,
     base_of_plan,
@@ -156,7 +157,8 @@ def resume(
     Where no run is unfinished, it goes on with the stages that `until` left out, or makes a lost `concept/` again.
 
     Raises:
-        InputError: nothing was ever begun, or a training picture changed.
+        InputError: nothing was ever begun, a training picture changed, or the manifest says by now what would make
+            another concept.
         Others: as `train`.
     """
     project, manifest = open_project(Path(root))
@@ -178,7 +180,13 @@ def resume(
             emit(_nothing_to_do(project, run))
             return project
         _require_libraries(plan, until)
-        base, pool = base_of_plan(plan), pool or ComponentPool()
+        if changed := edited(plan, manifest):
+            raise InputError(
+                f"{project.manifest} says otherwise than when {run.name} was begun ({'; '.join(changed[:4])}), "
+                "and a run keeps its settings",
+                f"put it back, or begin again with: {command('train', project.root, '--restart')}",
+            )
+        base, pool = base_of_plan(plan, manifest), pool or ComponentPool()
         require_same_files(base, base_files(RunFolder(project, run.name)))
         with same_bits(plan.deterministic):
             _execute(project, manifest, run, plan, base, until, emit, should_stop, pool, report)

@@ -59,7 +59,7 @@ class UnetTable(StageTable):
 
 
 class TrainTable(_Table):
-    """`[train]`; every key is optional. Defaults and their sources are in `engine.plan.DEFAULTS`."""
+    """`[train]`; every key is optional. Defaults and their sources are in `engine.layers.DEFAULTS`."""
 
     method: str | None = None
     schedule: Literal["recommended", "paper"] | None = None
