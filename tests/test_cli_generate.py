@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,16 @@ def test_only_what_is_missing_is_made(cli: Cli, trained: Path, tmp_path: Path) -
     assert [Path(picture["path"]) for picture in third] == made
     other = cli("generate", trained, *flags[:-3], "--out", tmp_path / "out", "--seed", 1, "--missing", "--json")
     assert {picture["seed"] for picture in other.document["pictures"]} == {1, 2, 3, 4, 5}
+
+
+def test_another_vae_or_text_encoder_than_the_concept_was_trained_on_is_pointed_out(cli: Cli, trained: Path) -> None:
+    """Whose own U-Net is in the concept: what else makes its pictures is the base model's."""
+    path = trained / "concept" / "concept.json"
+    card = json.loads(path.read_text())
+    quiet = cli("generate", trained, "a photo of a {}", "--steps=1")
+    assert "differs" not in quiet.err
+    (vae,) = (name for name in card["base_files"] if name.startswith("vae/") and name.endswith(".safetensors"))
+    path.write_text(json.dumps({**card, "base_files": {**card["base_files"], vae: "0" * 64}}))
+    done = cli("generate", trained, "a photo of a {}", "--steps=1", "--seed=1")
+    assert done.code == 0
+    assert f"{vae} differs" in " ".join(done.err.split())

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from attnbooth_cli.engine import training
+from attnbooth_cli.project.durable import TEMPORARY_PREFIX
 from attnbooth_cli.project.lock import LOCK_NAME
 from tests.conftest import SHORT, Cli, leftovers, mounted, snapshot, weights
 from tests.reliability.processes import TIMEOUT, finished, running
@@ -102,6 +103,19 @@ def test_a_clock_that_jumps_changes_nothing(
     assert weights(project) == weights(trained_once)
     assert cli("status", project).code == 0
     assert cli("train", project, *SHORT).code == 0  # nothing to do
+
+
+def test_a_clock_that_jumps_takes_no_file_from_under_its_writer(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left by the living (here the process above this one) and by a process that is gone."""
+    living, gone = (trained / f"{TEMPORARY_PREFIX}{number}-half" for number in (os.getppid(), 2**22 + 1))
+    for path in (living, gone):
+        path.touch()
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + YEAR)
+    assert cli("generate", trained, "a photo of a {}", "--steps=1", "-q").code == 0
+    assert (living.exists(), gone.exists()) == (True, False)
 
 
 def test_a_full_disk_is_waited_out(cli: Cli, tmp_path: Path, project: Path, trained_once: Path) -> None:

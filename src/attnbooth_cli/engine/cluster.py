@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import traceback
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attnbooth_cli.errors import BoothError, InputError, LockedError, ResourceError, StoppedError
 from attnbooth_cli.events import Event, Started, Warned
-from attnbooth_cli.project.durable import TEMPORARY_PREFIX, explained_write
+from attnbooth_cli.project.durable import explained_write, temporary_beside
 from attnbooth_cli.project.shell import command
 
 if TYPE_CHECKING:
@@ -595,7 +594,7 @@ def _user_config() -> str | None:
 
 def _mark(root: Path) -> Path:
     """A new file in a project, which commands take for a leftover and clear away."""
-    marker = root / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    marker = temporary_beside(root / "marker")
     with explained_write(marker):
         marker.touch()
     return marker

@@ -88,6 +88,7 @@ class Result:
 
     Attributes:
         base: The base model as recorded in the card.
+        base_files: The hashes of its files (`preparation.file_hashes`); None where the run does not say.
         stages: The stages that were trained, the last one for `step` steps.
         rows: [n, d], the embedding rows of [V].
         attention: The tensors stage `attention` changed, as it left them; empty if it did not run.
@@ -97,6 +98,7 @@ class Result:
     run: str
     plan: Plan
     base: dict[str, Any]
+    base_files: object
     stages: tuple[StageName, ...]
     step: int
     components: Components
@@ -140,6 +142,7 @@ def publish(place: Path, result: Result) -> None:
             "with_category": result.placeholder.with_category,
             "prompt": result.placeholder.prompt("a photo of a {}"),
             "base": result.base,
+            "base_files": result.base_files,
             "stages": list(result.stages),
             "step": result.step,
             "plan": {key: value for key, value in dataclasses.asdict(plan).items() if key != "origins"},

@@ -18,7 +18,7 @@ from attnbooth_cli.engine.devices import resolve_device, resolve_precision
 from attnbooth_cli.engine.families import ComponentPool, Components
 from attnbooth_cli.engine.generation_report import Gallery
 from attnbooth_cli.engine.methods import StageName
-from attnbooth_cli.engine.preparation import weights_sha256
+from attnbooth_cli.engine.preparation import changed_files, weights_sha256
 from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample_missing
 from attnbooth_cli.engine.tokens import check_length, maximum_length
 from attnbooth_cli.engine.vocabulary import warn_of_unknown_words
@@ -174,8 +174,12 @@ def load_concept(
     base = resolve(card.document["base"]["model"], revision=card.document["base"]["revision"])
     components = load_base(base, device, precision, pool)
     concept.apply(project, card, chosen, components)
+    changed = changed_files(base, card.document.get("base_files"))
+    beside_unet = [name for name in changed if not name.startswith("unet/")]
     if chosen != "unet" and weights_sha256(base) != card.document["base"]["sha256"]:
         emit(Warned(f"the base model {base.ref} has other weights than the one this concept was trained on"))
+    elif beside_unet:
+        emit(Warned(f"the base model {base.ref} is not the one this concept was trained on: {beside_unet[0]} differs"))
     if card.smoke:
         emit(Warned("this concept comes from a smoke test: it has hardly learned anything"))
     return LoadedConcept(project, card, base, chosen, components)

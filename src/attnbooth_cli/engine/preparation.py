@@ -148,6 +148,18 @@ def file_hashes(base: BaseModel) -> dict[str, str]:
     return {name: file_sha256(path) for name, path in sorted(files.items())}
 
 
+def changed_files(base: BaseModel, recorded: object) -> list[str]:
+    """The files of a base model that are others than recorded, missing or new, by their path in the model.
+
+    Args:
+        recorded: What `file_hashes` gave; nothing is known to have changed if it is no table.
+    """
+    if not isinstance(recorded, dict):
+        return []
+    now = file_hashes(base)
+    return sorted(name for name in {*now, *map(str, recorded)} if now.get(name) != recorded.get(name))
+
+
 def require_same_files(base: BaseModel, recorded: object) -> None:
     """Refuses to go on with a run on a base model of which any file is another than when it began.
 
@@ -157,11 +169,7 @@ def require_same_files(base: BaseModel, recorded: object) -> None:
     Raises:
         BaseModelError: some are; the message names them.
     """
-    if not isinstance(recorded, dict):
-        return
-    now = file_hashes(base)
-    changed = sorted(name for name in {*now, *map(str, recorded)} if now.get(name) != recorded.get(name))
-    if changed:
+    if changed := changed_files(base, recorded):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise BaseModelError(
             f"the base model {base.ref} has other files than when this run began ({', '.join(changed[:3])}{more})",

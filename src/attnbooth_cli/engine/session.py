@@ -17,7 +17,7 @@ from attnbooth_cli.engine.data import LatentSource
 from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, trainable_parameters
 from attnbooth_cli.engine.methods import Stage, StageName
 from attnbooth_cli.engine.plan import Plan
-from attnbooth_cli.engine.runs import RunFolder
+from attnbooth_cli.engine.runs import RunFolder, base_files
 from attnbooth_cli.engine.sampling import Request, SamplingSettings, is_black, sample
 from attnbooth_cli.engine.tokens import write_rows
 from attnbooth_cli.engine.weights import all_finite
@@ -179,6 +179,7 @@ class Session:
             self.folder.name,
             self.plan,
             base,
+            base_files(self.folder),
             stages,
             step,
             subject.components,

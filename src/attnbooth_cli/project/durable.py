@@ -103,6 +103,11 @@ def claim_directory(parent: Path, stem: str, *, always_numbered: bool = False) -
                 number += 1
 
 
+def temporary_beside(place: Path) -> Path:
+    """A free name in the same folder, for what will be moved to `place` when it is whole."""
+    return place.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` by `data`, durably.
 
@@ -111,7 +116,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with explained_write(path):
         make_directory(path.parent)
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        temporary = temporary_beside(path)
         try:
             with temporary.open("xb") as file:
                 file.write(data)
@@ -133,7 +138,7 @@ def write_new_bytes(path: Path, data: bytes) -> None:
     """
     with explained_write(path):
         make_directory(path.parent)
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        temporary = temporary_beside(path)
         try:
             write_bytes(temporary, data)
             _place_new(temporary, path)
@@ -175,7 +180,7 @@ def new_directory(place: Path) -> Iterator[Path]:
     """
     with explained_write(place):
         make_directory(place.parent)
-        temporary = place.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        temporary = temporary_beside(place)
         try:
             temporary.mkdir()
             yield temporary
@@ -239,12 +244,20 @@ def remove_temporaries(folder: Path, older_than: float, *, below: bool = True) -
     """
     for path in list((folder.rglob if below else folder.glob)(f"{TEMPORARY_PREFIX}*")):
         with contextlib.suppress(OSError):  # a read-only place; or another command was quicker
-            if time.time() - path.stat().st_mtime < older_than:
+            if older_than and (time.time() - path.stat().st_mtime < older_than or _writer_lives(path)):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+
+
+def _writer_lives(temporary: Path) -> bool:
+    """Whether a process here has its writer's number: where a clock has jumped, a young file looks old."""
+    import psutil
+
+    number = temporary.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+    return number.isdigit() and int(number) != os.getpid() and psutil.pid_exists(int(number))
 
 
 def sha256(path: Path) -> str:
