@@ -11,7 +11,8 @@ import pytest
 
 from attnbooth_cli.cli.outcomes import Outcome, table
 from attnbooth_cli.engine import training
-from attnbooth_cli.engine.cluster import Resources, _fits, parse_resources
+from attnbooth_cli.engine.cluster import parse_resources
+from attnbooth_cli.engine.cluster_head import Resources, fits
 from attnbooth_cli.errors import BoothError, DamagedError, InputError, LockedError, StoppedError
 from attnbooth_cli.events import Emit, Finished
 from tests.conftest import Cli
@@ -126,7 +127,7 @@ def test_a_signal_ends_it_and_the_rest_is_not_begun(cli: Cli, resumed: Callable[
 
 
 @pytest.mark.parametrize("width", [50, 80, 1000])
-def test_the_table_fits(width: int) -> None:
+def test_the_tablefits(width: int) -> None:
     outcomes = {
         Path("a"): Outcome("done", "001", 75.0),
         Path("concepts/a-rather-long-name"): Outcome("failed", None, 0.1, 2, "wrong " * 40, None),
@@ -177,8 +178,8 @@ def test_resources_without_ray_would_do_nothing(cli: Cli, resumed: Callable[...,
 
 def test_how_many_concepts_fit_a_node() -> None:
     node = {"CPU": 8.0, "GPU": 2.0, "memory": 64e9}
-    assert _fits(node, {"CPU": 1, "GPU": 1}) == 2
-    assert _fits(node, {"CPU": 1, "GPU": 0.3}) == 6
-    assert _fits(node, {"CPU": 3}) == 2
-    assert _fits(node, {"CPU": 1, "memory": 40e9}) == 1
-    assert _fits(node, {"TPU": 1}) == 0
+    assert fits(node, {"CPU": 1, "GPU": 1}) == 2
+    assert fits(node, {"CPU": 1, "GPU": 0.3}) == 6
+    assert fits(node, {"CPU": 3}) == 2
+    assert fits(node, {"CPU": 1, "memory": 40e9}) == 1
+    assert fits(node, {"TPU": 1}) == 0

@@ -11,7 +11,9 @@ from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import exit_code
 from attnbooth_cli.cli.failures import explain
 from attnbooth_cli.cli.outcomes import Outcome, close, failed, succeeded
-from attnbooth_cli.engine.cluster import Crew, Work, parse_resources, require_ray, train_many
+from attnbooth_cli.engine.cluster import parse_resources, require_ray, train_many
+from attnbooth_cli.engine.cluster_head import Crew
+from attnbooth_cli.engine.cluster_worker import Work
 from attnbooth_cli.errors import BoothError, InputError
 from attnbooth_cli.events import Emit, Event, Finished, Started, Warned
 from attnbooth_cli.project.project_lists import each_once, read_projects

@@ -21,7 +21,8 @@ from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.cli.layout import command_lines, outlook_lines, path_lines, settings_lines, wrapped
 from attnbooth_cli.cli.many import chosen_projects, crew_of, reporter, spread
 from attnbooth_cli.cli.outcomes import Outcome, close, failed, succeeded
-from attnbooth_cli.engine.cluster import RETRIES, ShouldStop, Work
+from attnbooth_cli.engine.cluster_head import RETRIES, ShouldStop
+from attnbooth_cli.engine.cluster_worker import Work
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.shell import command
