@@ -90,6 +90,13 @@ def pytest_sessionfinish() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_sampling_steps(engine_loaded: None) -> Iterator[None]:
+    """No test looks at the pictures that a training makes on its way."""
+    with quick():
+        yield
+
+
 @pytest.fixture(scope="session")
 def engine_loaded() -> None:
     """Imports everything once and keeps it out of garbage collections, of which every stage of training does one."""
@@ -109,11 +116,12 @@ SAMPLING_STEPS = 2
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Makes the sample pictures of training in `SAMPLING_STEPS` steps: they are most of a short run's time."""
-    from attnbooth_cli.engine import session
+    from attnbooth_cli.engine import session, training
 
     original = session.sampling_settings
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "sampling_settings", lambda *a: replace(original(*a), steps=SAMPLING_STEPS))
+        for module in (session, training):
+            patch.setattr(module, "sampling_settings", lambda *a: replace(original(*a), steps=SAMPLING_STEPS))
         yield
 
 
@@ -134,7 +142,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def cli(engine_loaded: None, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+def cli(engine_loaded: None, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Runs a command line in this process; what any library writes to the file descriptors counts as output."""
     from attnbooth_cli.cli.app import run
 
@@ -143,8 +151,7 @@ def cli(engine_loaded: None, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]
         code = run([str(argument) for argument in arguments])
         return Outcome(code, *capfd.readouterr())
 
-    with quick():
-        yield call
+    return call
 
 
 def program(*arguments: object) -> list[str]:
@@ -219,7 +226,7 @@ def trained_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFactory) 
     from attnbooth_cli.cli.app import run
 
     root = example_project(tmp_path_factory.mktemp("trained") / "toadstool")
-    with contextlib.redirect_stdout(io.StringIO()), quick():
+    with contextlib.redirect_stdout(io.StringIO()):
         assert run(["train", str(root), *SHORT, "-q"]) == 0
     return root
 
@@ -241,7 +248,7 @@ def interrupted_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFacto
     settings = tuple(argument.removeprefix("--set=") for argument in (*SHORT, "train.checkpoint_every=2"))
     steps = iter(range(1, 1000))
     fifth = 2 + 2 + 1 + 5  # asked twice before the first step, after each of the 2 + 8 + 2 steps, once between stages
-    with pytest.raises(StoppedError), quick():
+    with pytest.raises(StoppedError):
         train(root, options=TrainOptions(settings=settings), should_stop=lambda: 15 if next(steps) == fifth else 0)
     return root
 

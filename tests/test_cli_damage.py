@@ -24,7 +24,6 @@ from tests.conftest import (
     leftovers,
     mounted,
     pictures,
-    quick,
     read_only,
     snapshot,
     weights,
@@ -302,8 +301,7 @@ def test_training_on_a_full_disk_keeps_what_was_there(
     assert "free some space" in error["hint"]
     assert leftovers(project) == []
     monkeypatch.undo()
-    with quick():
-        again = cli("train", project, *flags)
+    again = cli("train", project, *flags)
     assert again.code == 0
     saved = done.named("checkpoint")
     if saved and not again.named("done")[0]["nothing_to_do"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHORT, Cli, example_project, flip_byte, quick, snapshot, weights
+from tests.conftest import SHORT, Cli, example_project, flip_byte, snapshot, weights
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 MOMENTS = [
@@ -23,7 +23,7 @@ def kept_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFactory) -> 
     from attnbooth_cli.cli.app import run
 
     root = example_project(tmp_path_factory.mktemp("kept") / "toadstool")
-    with contextlib.redirect_stdout(io.StringIO()), quick():
+    with contextlib.redirect_stdout(io.StringIO()):
         assert run(["train", str(root), *SHORT, "--snapshot-every", "3", "-q"]) == 0
     return root
 

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import check_page, needs_chromium, opened
-from tests.conftest import SHORT, Cli, example_project, pictures, quick
+from tests.conftest import SHORT, Cli, example_project, pictures
 
 HOSTILE = "</script><script>window.hacked = 1</script> a \"{}\" on a 'beach' 🍄 {{ 7 * 7 }}"
 PROMPTS = (
@@ -42,7 +42,7 @@ def two(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
     folder = tmp_path_factory.mktemp("two")
     other = example_project(folder / "zebra-method")
-    with contextlib.redirect_stdout(io.StringIO()), quick():
+    with contextlib.redirect_stdout(io.StringIO()):
         assert run(["train", str(other), *SHORT, "--until", "embedding", "-q"]) == 0
     return Path(shutil.copytree(trained_once, folder / "yak-method")), other
 

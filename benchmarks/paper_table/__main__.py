@@ -32,11 +32,12 @@ PATIENCE = 5.0
 
 def work_through(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> bool:
     """Does what is not done, waits for what others are doing, and says whether all was done before `until`."""
-    while not all(units.result(work, unit) is not None for unit in todo):
+    while True:
         if not work_once(todo, work, desk, until):
             return False
+        if all(units.result(work, unit) is not None for unit in todo):
+            return True
         time.sleep(PATIENCE)
-    return True
 
 
 def work_once(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> bool:

@@ -1,4 +1,4 @@
-"""The comparison in miniature: one concept, short trainings, judges with random weights; and what its numbers are."""
+"""The comparison in miniature: one concept, short trainings, a few prompts, judges with random weights; its numbers."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ OPTIONS_OF = run.options_of
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A work folder; the concepts are the examples, their true pictures stand-ins."""
-    from attnbooth_cli.engine import gallery, sampling, session
+    from attnbooth_cli.engine import gallery, prompts, sampling, session
 
+    simple = {name: its[:1] for name, its in prompts.EVALUATION["tiny"].items()}
+    complex_ = prompts.COMPLEX["tiny"]["complex"][:2]
     root = tmp_path_factory.mktemp("table")
     for split, names in {"tuning": ("cat", "mushroom"), "test": ("mushroom",)}.items():
         for name in names:
@@ -45,7 +47,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             shutil.copytree(EXAMPLE / name, folder / "images")
             (folder / "truth").mkdir()
             pictures = sorted((folder / "images").iterdir())
-            for number in range(36):
+            for number in range(len(simple) + len(complex_)):
                 shutil.copy(pictures[number % len(pictures)], folder / "truth" / f"{number + 1}.png")
     torch.manual_seed(0)
     of = session.sampling_settings
@@ -57,6 +59,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(units, "searched", lambda: [METHODS[0]])  # each as the other
         patch.setattr(units.table_units, "__defaults__", (METHODS,))
         patch.setattr(run, "PICTURES", 1)
+        patch.setitem(prompts.EVALUATION, "tiny", simple)
+        patch.setitem(prompts.COMPLEX, "tiny", {"complex": complex_})
+        patch.setitem(prompts.DRIFT, "tiny", prompts.DRIFT["tiny"][:2])
+        patch.setattr(run, "PROMPTS", [prompt for its in simple.values() for prompt in its])
+        patch.setattr(run, "COMPLEX_PROMPTS", complex_)
+        for module in (run, page):
+            patch.setattr(module, "SHOWN", (0, 2, 3))
         patch.setattr(
             run, "options_of", lambda unit: replace(options(unit), settings=(*options(unit).settings, *SHORT))
         )

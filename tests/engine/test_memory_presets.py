@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from attnbooth_cli.engine import adapters, concept, footprint, offload, optimizers, requirements, session
+from attnbooth_cli.engine import adapters, concept, footprint, offload, optimizers, requirements
 from attnbooth_cli.engine.base_models import bundled_folder, resolve
 from attnbooth_cli.engine.catalogue import STABLE_DIFFUSION, TINY
 from attnbooth_cli.engine.changes import continued, differences
@@ -51,12 +51,6 @@ SHORT = (
 LORA = TrainOptions(memory="8gb", save_precision="float32", settings=(*SHORT, "train.optimizer=adamw"))
 
 
-@pytest.fixture(autouse=True)
-def _few_sampling_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = session.sampling_settings
-    monkeypatch.setattr(session, "sampling_settings", lambda *a: replace(original(*a), steps=2))
-
-
 @pytest.fixture(scope="module")
 def pool() -> ComponentPool:
     return ComponentPool(keep=True)
@@ -78,10 +72,7 @@ def project(pristine: Path, tmp_path: Path) -> Path:
 def trained_once(pristine: Path, pool: ComponentPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three stages, the last with LoRA, never interrupted. Read only."""
     root = Path(shutil.copytree(pristine, tmp_path_factory.mktemp("lora") / "project"))
-    original = session.sampling_settings
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "sampling_settings", lambda *a: replace(original(*a), steps=2))
-        train(root, options=LORA, pool=pool, report=False)
+    train(root, options=LORA, pool=pool, report=False)
     return root
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from attnbooth_cli.engine import adapters, concept, neti, vico
 from attnbooth_cli.engine.augmentation import unaugmented
 from attnbooth_cli.engine.base_models import bundled_folder, resolve
-from attnbooth_cli.engine.families import FAMILIES, Components, load_components
+from attnbooth_cli.engine.families import FAMILIES, ComponentPool, Components, load_components
 from attnbooth_cli.engine.generation import generate
 from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject, accumulate_gradients, conditioning_of, objective, run_stage
@@ -61,15 +61,6 @@ TRAINS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _few_sampling_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnbooth_cli.engine import session, training
-
-    original = session.sampling_settings
-    for module in (session, training):
-        monkeypatch.setattr(module, "sampling_settings", lambda *a: replace(original(*a), steps=2))
-
-
 def new_project(root: Path) -> Path:
     init(root, images=[EXAMPLE], category="cat", model="tiny", token="<it>")
     return root
@@ -86,14 +77,9 @@ def weights(project: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
     """Every method, trained once."""
-    with pytest.MonkeyPatch.context() as patch:
-        from attnbooth_cli.engine import session, training
-
-        original = session.sampling_settings
-        for module in (session, training):
-            patch.setattr(module, "sampling_settings", lambda *a: replace(original(*a), steps=2))
-        root = tmp_path_factory.mktemp("methods")
-        return {name: train(new_project(root / name), options=options(name)) for name in METHODS}
+    root = tmp_path_factory.mktemp("methods")
+    pool = ComponentPool(keep=True)
+    return {name: train(new_project(root / name), options=options(name), pool=pool) for name in METHODS}
 
 
 def test_the_table_above_has_every_method() -> None:

@@ -18,7 +18,6 @@ from attnbooth_cli.engine.tokens import add_placeholder, placeholder, write_rows
 from attnbooth_cli.engine.training import train
 from attnbooth_cli.errors import StoppedError
 from attnbooth_cli.events import Event, Stepped
-from tests.conftest import quick
 from tests.engine.conftest import EXAMPLE
 
 SETTINGS = tuple(
@@ -76,12 +75,11 @@ def test_a_kept_base_model_is_given_out_as_it_was_loaded(method: str, tmp_path: 
     pool = ComponentPool(keep=True)
     first = pool.take(base)
     options = TrainOptions(method=method, settings=SETTINGS)
-    with quick():
-        if method == "neti":
-            init(tmp_path / "p", images=[EXAMPLE], category="cat", model="tiny")
-            train(tmp_path / "p", options=TrainOptions(method=method, smoke=True), pool=pool)
-        else:
-            stopped_in_the_last_stage(tmp_path / "p", pool, options)
+    if method == "neti":
+        init(tmp_path / "p", images=[EXAMPLE], category="cat", model="tiny")
+        train(tmp_path / "p", options=TrainOptions(method=method, smoke=True), pool=pool)
+    else:
+        stopped_in_the_last_stage(tmp_path / "p", pool, options)
     again, fresh = pool.take(base), load_components(base)
     assert again is first  # not loaded again
     loaded, restored = everything(fresh), everything(again)

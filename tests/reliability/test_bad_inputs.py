@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from attnbooth_cli.project.samples import METADATA_KEY, find_pictures, save_new, save_picture
-from tests.conftest import Cli, Outcome, pictures, quick
+from tests.conftest import Cli, Outcome, pictures
 from tests.reliability.bad_inputs import MANIFEST, ONE_STEP, TABLE, Bad, png
 from tests.reliability.bad_inputs import project as new_project
 from tests.reliability.strangers import RUN, STRANGERS, edit_json, run_called
@@ -30,7 +30,7 @@ def finished_once(engine_loaded: None, tmp_path_factory: pytest.TempPathFactory)
     from attnbooth_cli.cli.app import run
 
     root = new_project(tmp_path_factory.mktemp("stranger"), MANIFEST)
-    with contextlib.redirect_stdout(io.StringIO()), quick():
+    with contextlib.redirect_stdout(io.StringIO()):
         assert run(["train", str(root), *ONE_STEP, "-q"]) == 0
     return root
 

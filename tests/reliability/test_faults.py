@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli, quick
+from tests.conftest import Cli
 from tests.reliability.faults import Kind, spread
 from tests.reliability.scenarios import SCENARIOS, Trial, make_starts
 
@@ -23,10 +23,9 @@ def starts(engine_loaded: None, tmp_path_factory: pytest.TempPathFactory) -> dic
     from attnbooth_cli.cli.app import run
     from tests.conftest import Outcome
 
-    with quick():
-        return make_starts(
-            tmp_path_factory.mktemp("starts"), lambda *arguments: Outcome(run([*map(str, arguments)]), "", "")
-        )
+    return make_starts(
+        tmp_path_factory.mktemp("starts"), lambda *arguments: Outcome(run([*map(str, arguments)]), "", "")
+    )
 
 
 @pytest.mark.parametrize("kind", ["dies", "is full"])

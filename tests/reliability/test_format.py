@@ -17,17 +17,11 @@ from attnbooth_cli.errors import InputError
 from attnbooth_cli.project import schema
 from attnbooth_cli.project.project import Project
 from attnbooth_cli.project.state import read_state, write_state
-from tests.conftest import Cli, quick, snapshot
+from tests.conftest import Cli, snapshot
 
 GOLDEN = Path(__file__).with_name("golden")
 SCHEMAS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 RUN = Path("runs") / "001-textual-inversion"
-
-
-@pytest.fixture(autouse=True)
-def _quick() -> object:
-    with quick():
-        yield
 
 
 @pytest.fixture(params=SCHEMAS)

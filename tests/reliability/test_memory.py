@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from tests.conftest import Cli, quick, weights
+from tests.conftest import Cli, weights
 
 FOUR = tuple(
     f"--set=train.{stage}.{key}={value}"
@@ -34,7 +34,7 @@ def room_for(samples: int, exception: type[Exception] = torch.OutOfMemoryError) 
             through.append(len(sample))
         return original(self, sample, *arguments, **named)
 
-    with pytest.MonkeyPatch.context() as patch, quick():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UNet2DConditionModel, "forward", forward)
         yield through
 
@@ -52,9 +52,8 @@ def test_a_step_that_does_not_fit_is_done_in_halves(
     assert sum(json.loads(line)["event"] == "warning" for line in told_so) == 1
 
     other = tmp_path / "halves"
-    with quick():
-        assert cli("init", other, "--example", "--token", "<toadstool>").code == 0
-        assert cli("train", other, *FOUR, "--set=train.micro_batch_size=2").code == 0
+    assert cli("init", other, "--example", "--token", "<toadstool>").code == 0
+    assert cli("train", other, *FOUR, "--set=train.micro_batch_size=2").code == 0
     assert weights(project) == weights(other)
 
 

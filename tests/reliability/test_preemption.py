@@ -11,7 +11,7 @@ import pytest
 
 from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.signals import STOP_FILE, stop_at_safe_points
-from tests.conftest import SHORT, Cli, quick, weights
+from tests.conftest import SHORT, Cli, weights
 
 
 @pytest.mark.parametrize(("notice", "code"), [("signal", 128 + signal.SIGUSR1), ("file", 143)])
@@ -27,15 +27,14 @@ def test_training_stops_and_goes_on(
         if event == "step" and (fields["stage"], fields["step"]) == ("attention", 3):
             file.touch() if notice == "file" else os.kill(os.getpid(), signal.SIGUSR1)
 
-    with quick(), monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(Console, "document", document)
         done = cli("train", project, *SHORT, "--json")
     assert done.code == code
     assert done.named("checkpoint")[-1]["step"] in (3, 4)
     assert done.err.splitlines()[-1] == f"hint: attnbooth resume {project}"
     file.unlink(missing_ok=True)
-    with quick():
-        assert cli("resume", project).code == 0
+    assert cli("resume", project).code == 0
     assert weights(project) == weights(trained_once)
 
 

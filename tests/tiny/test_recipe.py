@@ -17,7 +17,7 @@ from attnbooth_cli.engine.base_models import resolve
 from attnbooth_cli.engine.families import load_components
 from attnbooth_cli.engine.sampling import Request, SamplingSettings, sample
 from benchmarks.judges import load_classifier, load_instance_encoder
-from tools.tiny import clip, dataset, export, judges, unet, vae
+from tools.tiny import clip, dataset, export, judges, training, unet, vae
 from tools.tiny.__main__ import STEPS, Options
 from tools.tiny.art import save_sprites
 from tools.tiny.concepts import held_out
@@ -36,6 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("tools.tiny.tokenizer.SPLITS", dataset.SPLITS)
     monkeypatch.setattr(dataset, "CHUNK", 24)
     monkeypatch.setattr(unet, "CHUNK", 24)
+    monkeypatch.setattr(training, "_faster_precision", lambda *_: "float32")  # trying bf16 takes longer than all else
     for module, name in (
         (clip, "TEXT_PHASE"),
         (clip, "IMAGE_PHASE"),
