@@ -26,14 +26,14 @@ FOLDER = Path("build/soak")
 """What `faults` has done already, so that it goes on there."""
 
 
-def faults(folder: Path, names: list[str]) -> str:
-    """Every call of the named commands."""
+def faults(folder: Path, names: list[str], word: str) -> str:
+    """Every call of the named commands that has `word` in it."""
     tried = 0
     with in_process(folder) as trials:
         for kind in KINDS:
             for name in names:
-                tried += try_all(trials[name], kind, folder / f"{name}-{kind.replace(' ', '-')}.txt", say)
-    return f"{tried} calls of {', '.join(names)} went wrong"
+                tried += try_all(trials[name], kind, folder / f"{name}-{kind.replace(' ', '-')}.txt", say, word)
+    return f"{tried} calls{f' of {word}' if word else ''} of {', '.join(names)} went wrong"
 
 
 def kill(folder: Path, count: int, seed: int) -> str:
@@ -92,6 +92,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=None, help="kills (200), or trainings of the crowd (50)")
     parser.add_argument("--alive", type=int, default=8)
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="of faults; may be repeated")
+    parser.add_argument("--calls", default="", metavar="WORD", help="of faults: calls with this word in them")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     began = time.monotonic()
@@ -99,7 +100,7 @@ def main() -> int:
         match chosen.step:
             case "faults":
                 FOLDER.mkdir(parents=True, exist_ok=True)
-                done = faults(FOLDER, chosen.only or list(SCENARIOS))
+                done = faults(FOLDER, chosen.only or list(SCENARIOS), chosen.calls)
             case "kills":
                 done = kill(Path(folder), chosen.count or 200, chosen.seed)
             case _:

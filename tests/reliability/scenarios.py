@@ -198,14 +198,19 @@ def in_process(folder: Path) -> Iterator[dict[str, Trial]]:
         yield {name: Trial(its, starts, Path(scratch) / name / "p", call) for name, its in SCENARIOS.items()}
 
 
-def try_all(trial: Trial, kind: Kind, record: Path, say: Callable[[str], None]) -> int:
-    """Lets every call go wrong in turn, but those a record says have been tried; gives how many that were."""
+def try_all(trial: Trial, kind: Kind, record: Path, say: Callable[[str], None], word: str = "") -> int:
+    """Lets every call that has `word` in it go wrong in turn, but those a record says have been tried.
+
+    Returns:
+        How many that were, those of the record included.
+    """
     calls, expected = trial.undisturbed(kind)
     done = set(record.read_text().split()) if record.exists() else set()
-    for number in range(1, len(calls) + 1):
+    meant = [number for number, its in enumerate(calls, 1) if word in its]
+    for number in meant:
         if str(number) not in done:
             trial.disturbed(number, kind, expected)
             with record.open("a") as file:
                 file.write(f"{number}\n")
             say(f"{record.stem}: {number} of {len(calls)}, {calls[number - 1]}")
-    return len(calls)
+    return len(meant)
