@@ -24,7 +24,7 @@ demo: install
 
 # A test is one thread; a file's tests share fixtures, so they stay together.
 test: install lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The whole suite on the lowest versions that pyproject.toml allows.
 test-lowest:

@@ -15,7 +15,7 @@ from tests.reliability.faults import Kind, spread
 from tests.reliability.scenarios import SCENARIOS, Trial, make_starts
 
 TODAY = datetime.now(UTC).toordinal()
-TRIED = {"init": 6, "train": 2, "resume": 2, "generate": 3, "eval": 2}
+TRIED = {"init": 3, "train": 1, "resume": 1, "generate": 2, "eval": 1}
 
 
 @pytest.fixture(scope="module")
