@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attnbooth_cli.engine import forecast, rates
+from attnbooth_cli.engine import forecast, rates, training
 from attnbooth_cli.engine.base_models import resolve
 from attnbooth_cli.engine.preparation import TrainOptions, prepare
 from tests.conftest import SHORT, Cli
@@ -120,3 +120,19 @@ def test_batches_that_would_not_fit_are_split_beforehand(
         again = cli("train", project, *SHORT, "--until=embedding", "--memory", memory, "--restart")
         assert "pictures at a time" not in again.err
     assert sizes == [4, 0, 0]
+
+
+def test_freed_memory_goes_back_to_the_system_only_where_a_run_is_tight(
+    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs time."""
+    prepared = prepare(project, TrainOptions(device="cpu", settings=tuple(its.removeprefix("--set=") for its in SHORT)))
+    expected = forecast.forecast(prepared.plan, prepared.base)
+    assert expected is not None
+    said: list[str] = []
+    monkeypatch.setattr(training, "return_large_blocks", lambda: said.append("given back"))
+    monkeypatch.setattr(training, "own_memory", lambda: 0)
+    for room, heard in ((3 * expected.peak, []), (int(1.5 * expected.peak), ["given back"])):
+        monkeypatch.setattr(training, "free_host_memory", lambda room=room: room)
+        assert cli("train", project, *SHORT, "--restart", "--until", "embedding", "-q").code == 0
+        assert said == heard

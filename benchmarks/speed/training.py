@@ -93,7 +93,6 @@ def train(bench: Bench, steps: int, after: Callable[[float], None] = lambda _: N
     def after_step(progress: Progress) -> None:
         after(progress.seconds)
 
-    return_large_blocks()
     stage = replace(bench.stage, steps=steps)
     run_stage(stage, bench.subject, bench.source, bench.accelerator, AdamW(), after_step=after_step)
 
@@ -236,7 +235,11 @@ def matrix_product_rate(side: int = 2048) -> float:
 
 
 def peak(bench: Bench, way: str) -> int:
-    """Bytes that two steps hold at most above the loaded model; AdamW's state and the gradients count."""
+    """Bytes that two steps hold at most above the loaded model; AdamW's state and the gradients count.
+
+    Freed memory goes back to the system, as in a run whose memory is tight: what is measured is what tensors need.
+    """
+    return_large_blocks()
     before = resident_bytes()
     forget_peak()
     if way == "ours":

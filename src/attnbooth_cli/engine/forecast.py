@@ -32,6 +32,9 @@ LIBRARIES = 650_000_000
 """Bytes a process holds once torch, diffusers and transformers are imported (measured on Linux, CPU build)."""
 ENCODER_ROOM = 7
 """Activations of the VAE's widest layer that are held at once while a picture is encoded or decoded (measured)."""
+TIGHT = 0.5
+"""Part of the memory from which on it is tight: an allocator that keeps what was freed took up to 1.4 of the forecast
+(Stable Diffusion 1.5 at half width), and other programs want some too."""
 TIMED_STEPS = 5
 """Steps of a stage whose median is taken for its rate."""
 MAX_HEADER = 100_000_000
@@ -139,6 +142,16 @@ def micro_batches(plan: Plan, base: BaseModel, room: int) -> int:
             break
         size = -(-size // 2)
     return size if size < largest else 0
+
+
+def is_tight(plan: Plan, base: BaseModel, room: int) -> bool:
+    """Whether a run may come near the end of the memory there is, so that saving some is worth time.
+
+    Args:
+        room: Bytes for the whole process.
+    """
+    expected = forecast(plan, base)
+    return expected is not None and expected.peak > TIGHT * room
 
 
 def operations(walked: Sequence[footprint.Part], stage: Stage, plan: Plan) -> int:

@@ -31,7 +31,7 @@ from attnbooth_cli.engine.devices import (
     same_bits,
 )
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
-from attnbooth_cli.engine.forecast import micro_batches, note_rate
+from attnbooth_cli.engine.forecast import is_tight, micro_batches, note_rate
 from attnbooth_cli.engine.gallery import Shelf, fill
 from attnbooth_cli.engine.loop import CLASS_PROMPT, Progress, Subject, run_stage, trainable_parameters
 from attnbooth_cli.engine.machine import free_host_memory, own_memory
@@ -224,9 +224,11 @@ def _execute(
     device = resolve_device(plan.device)
     micro_batch_size = plan.micro_batch_size
     if device.type == "cpu":  # where running out of memory ends the process, and no error can be answered
-        return_large_blocks()
+        room = free_host_memory() + own_memory()
+        if is_tight(plan, base, room):
+            return_large_blocks()
         if plan.memory == "auto" and not micro_batch_size:
-            micro_batch_size = micro_batches(plan, base, free_host_memory() + own_memory())
+            micro_batch_size = micro_batches(plan, base, room)
     if micro_batch_size != plan.micro_batch_size:
         emit(Warned(f"{micro_batch_size} pictures at a time: whole batches would not fit the memory that is free"))
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
