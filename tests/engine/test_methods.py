@@ -58,6 +58,7 @@ TRAINS = {
     "neti": {"embedding"},
     "vico": {"attention"},
     "attndreambooth-with-core": {"embedding", "attention", "unet"},
+    "attndreambooth-with-prior": {"embedding", "attention", "unet"},
 }
 
 
@@ -129,7 +130,11 @@ def test_what_a_method_changes(trained: dict[str, Project], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["textual-inversion", "dreambooth", "lora", "oft", "neti", "vico", "attndreambooth-with-core"]
+    "name",
+    [
+        *("textual-inversion", "dreambooth", "lora", "oft", "neti", "vico"),
+        *("attndreambooth-with-core", "attndreambooth-with-prior"),
+    ],
 )
 def test_a_stopped_run_ends_with_the_same_bits(trained: dict[str, Project], name: str, tmp_path: Path) -> None:
     """Templates, class pictures and adapters included."""

@@ -282,6 +282,15 @@ CORE = replace(
     "those of a public re-implementation (the authors published none)",
 )
 
+PRIOR = replace(
+    ATTNDREAMBOOTH,
+    name=f"{ATTNDREAMBOOTH.name}-with-prior",
+    stages=(*ATTNDREAMBOOTH.stages[:2], replace(ATTNDREAMBOOTH.stages[2], prior_weight=1.0)),
+    source=f"{ATTNDREAMBOOTH.source}; with DreamBooth's prior preservation in stage 3 (our addition): the regulariser "
+    "ties the maps of [V] to those of C, and this ties C to what it was",
+    settings={"train.prior_pictures": 200},
+)
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -295,6 +304,7 @@ METHODS: dict[str, Method] = {
         VICO,
         *(_without(part) for part in (*STAGE_NAMES, "regulariser")),
         CORE,
+        PRIOR,
     )
 }
 
