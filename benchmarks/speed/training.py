@@ -205,6 +205,7 @@ def interleaved(bench: Bench, rounds: int) -> dict[str, list[float]]:
     def after(own: float) -> None:
         number = len(seconds["ours"])
         seconds["ours"].append(own)
+        bench.unet.zero_grad(set_to_none=True)  # the others begin without gradients, as ours does
         for way, step in others.items():
             began = time.perf_counter()
             step(number)
