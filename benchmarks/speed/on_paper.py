@@ -61,7 +61,7 @@ class Counts:
 
 def schedules() -> Mapping[str, tuple[Stage, ...]]:
     """The default and the fast one."""
-    changes = ATTNDREAMBOOTH.presets["fast"]
+    changes: Mapping[str, Mapping[str, Any]] = {str(key): its for key, its in ATTNDREAMBOOTH.presets["fast"].items()}
     fast = tuple(replace(stage, **changes.get(stage.name, {})) for stage in ATTNDREAMBOOTH.stages)
     return {"default": ATTNDREAMBOOTH.stages, "fast": fast}
 

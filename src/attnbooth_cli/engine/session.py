@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from attnbooth_cli.engine import adapters, checkpoint, concept, offload, snapshots
 from attnbooth_cli.engine.attention import fused
 from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.checkpoint import Checkpoint
+from attnbooth_cli.engine.checkpoint_writer import CheckpointWriter, Parts
 from attnbooth_cli.engine.data import LatentSource
 from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, trainable_parameters
 from attnbooth_cli.engine.methods import Stage, StageName
@@ -53,6 +55,7 @@ class Session:
     should_stop: ShouldStop
     samples: list[str]
     micro_batch_size: int
+    writer: CheckpointWriter
     sources: tuple[LatentSource, ...] = ()
 
     @property
@@ -76,6 +79,7 @@ class Session:
                 attention_variance_loss=progress.losses.attention_variance,
             )
         )
+        self._tell(self.writer.written())
         if self.sources and all(source.complete for source in self.sources):
             offload.put_aside(self.subject.components.vae, self.accelerator.device)
         stop = self._agreed_stop()
@@ -83,6 +87,7 @@ class Session:
         if not last and (due or stop):
             self._save(progress)
         if stop and not last:
+            self.settle()
             self.stop(stop)
         if not last and self.plan.sample_every and step % self.plan.sample_every == 0:
             self.sample(stage, step)
@@ -121,16 +126,22 @@ class Session:
         if not all_finite(progress.parameters):
             raise diverged(stage, step, "a trained weight")
         if self.accelerator.is_main_process:
-            saved = checkpoint.save(
-                self.folder.checkpoints / checkpoint.checkpoint_name(stage.name, step),
-                stage.name,
-                step,
-                {"weights": progress.parameters, "optimizer": optimizer_tensors(progress)},
-                progress.scaler.state_dict() if progress.scaler is not None else None,
-            )
-            checkpoint.prune(self.folder.checkpoints, saved.folder)
-            self.emit(Checkpointed(stage.name, step, str(saved.folder)))
+            parts: Parts = {"weights": progress.parameters, "optimizer": optimizer_tensors(progress)}
+            scaler = progress.scaler.state_dict() if progress.scaler is not None else None
+            self._tell(self.writer.save(stage.name, step, parts, scaler))
         self.accelerator.wait_for_everyone()
+
+    def settle(self) -> None:
+        """Waits until the checkpoint that is being written is durable.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        self._tell(self.writer.written(wait=True))
+
+    def _tell(self, written: Iterable[Checkpoint]) -> None:
+        for saved in written:
+            self.emit(Checkpointed(saved.stage, saved.step, str(saved.folder)))
 
     def sample(self, stage: Stage, step: int) -> None:
         """Makes one picture from the current weights (main process only)."""

@@ -6,6 +6,7 @@ A run is a folder `runs/NAME`: the plan it follows, its events, its checkpoints 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.changes import continued, edited
 from attnbooth_cli.engine.checkpoint import Checkpoint
+from attnbooth_cli.engine.checkpoint_writer import CheckpointWriter, writes_behind
 from attnbooth_cli.engine.data import LatentSource, load_pictures
 from attnbooth_cli.engine.devices import (
     decided_by_main,
@@ -241,7 +243,10 @@ def _execute(
     if any(stage.prior_weight for stage in plan.stages_until(until)):
         subject = replace(subject, prior=_prior(folder, plan, base, components, accelerator, emit))
     sources = (source, subject.prior) if subject.prior else (source,)
-    session = Session(folder, plan, base, subject, accelerator, emit, should_stop, [], micro_batch_size, sources)
+    writer = CheckpointWriter(folder.checkpoints, writes_behind(accelerator.device))
+    session = Session(
+        folder, plan, base, subject, accelerator, emit, should_stop, [], micro_batch_size, writer, sources
+    )
     stages = plan.stages_until(until)
     finished, resumed = _restore(folder, stages, plan, subject, emit)
     remaining = tuple(stage for stage in stages if stage.name not in finished)
@@ -268,18 +273,19 @@ def _execute(
             smoke=plan.smoke,
         )
     )
-    for stage in remaining:
-        try:
-            _run_stage(session, stage, source, resumed if resumed and resumed.stage == stage.name else None)
-        except DivergedError:
+    with contextlib.closing(writer):
+        for stage in remaining:
+            try:
+                _run_stage(session, stage, source, resumed if resumed and resumed.stage == stage.name else None)
+            except DivergedError:
+                if accelerator.is_main_process:
+                    record(project, replace(run, stages=finished, status="diverged"))
+                raise
+            finished = (*finished, stage.name)
             if accelerator.is_main_process:
-                record(project, replace(run, stages=finished, status="diverged"))
-            raise
-        finished = (*finished, stage.name)
-        if accelerator.is_main_process:
-            record(project, replace(run, stages=finished, status="unfinished"))
-        if stage is not remaining[-1]:
-            session.stop_if_asked()
+                record(project, replace(run, stages=finished, status="unfinished"))
+            if stage is not remaining[-1]:
+                session.stop_if_asked()
     page: Path | None = None
     if accelerator.is_main_process:
         _finish(session, run, finished)
@@ -323,6 +329,7 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
         after_step=after_step,
         lowered=session.lowered,
     )
+    session.settle()
     write_rows(encoder.tokenizer, encoder.model, session.subject.placeholder, session.subject.rows)
     if session.accelerator.is_main_process:
         weights = trainable_parameters(session.subject, stage)
