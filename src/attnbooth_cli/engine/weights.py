@@ -65,5 +65,8 @@ def mapped_tensors(path: Path) -> dict[str, Tensor]:
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether no tensor holds a NaN or an infinity, each looked through once: a NaN is its least and largest number."""
-    ends = (torch.stack(torch.aminmax(tensor)) for tensor in tensors.values() if tensor.numel())
-    return all(bool(torch.isfinite(its).all()) for its in ends)
+    ends: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors.values():
+        if tensor.numel():
+            ends.setdefault((tensor.device, tensor.dtype), []).extend(torch.aminmax(tensor))
+    return all(bool(torch.isfinite(torch.stack(its)).all()) for its in ends.values())
