@@ -12,7 +12,8 @@ unet       the U-Net's part of `plain`: forward, backward, update
 
 Prints medians of the ratios of neighbours, and a floor: the counted floating-point operations of the U-Net's part at
 the rate of a large matrix product in the same process. `--peak WAY` prints instead the most memory that two steps of
-that way hold above the loaded model; `--peaks` does so for ours and reference in processes of their own.
+that way hold above the loaded model; `--peaks` does so for ours and reference in processes of their own. `--peak
+gradients` is our forward and backward pass alone, with gradient checkpointing if `--checkpointing` says so.
 """
 
 from __future__ import annotations
@@ -38,7 +39,17 @@ from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.data import LatentSource, load_pictures
 from attnbooth_cli.engine.devices import make_accelerator, return_large_blocks
 from attnbooth_cli.engine.families import FAMILIES
-from attnbooth_cli.engine.loop import Progress, Subject, run_stage, trainable_parameters
+from attnbooth_cli.engine.loop import (
+    Progress,
+    Subject,
+    accumulate_gradients,
+    checkpointing,
+    conditioning_of,
+    only_trainable,
+    recording,
+    run_stage,
+    trainable_parameters,
+)
 from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target, token_statistics
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, AdamW, Stage
 from attnbooth_cli.engine.tokens import (
@@ -53,6 +64,7 @@ from benchmarks.speed.layouts import LAYOUTS, TOKENS, components_of, resolution_
 
 PICTURES = Path(__file__).parents[1] / "concepts" / "tuning" / "clock" / "images"
 WAYS = ("ours", "reference", "plain", "unet")
+GRADIENTS = "gradients"
 
 
 @dataclass(frozen=True)
@@ -235,7 +247,16 @@ def matrix_product_rate(side: int = 2048) -> float:
     return 2 * side**3 / best
 
 
-def peak(bench: Bench, way: str) -> int:
+def gradients(bench: Bench, with_checkpointing: bool) -> None:
+    """The gradients of one step, our way, and no update."""
+    stage, subject = bench.stage, bench.subject
+    trained = only_trainable(trainable_parameters(subject, stage))
+    with trained, checkpointing(bench.unet, with_checkpointing), recording(stage, subject) as recorder:
+        conditioning = conditioning_of(stage, subject, bench.source, bench.accelerator)
+        accumulate_gradients(stage, 0, subject, bench.source, bench.accelerator, conditioning, recorder, 0)
+
+
+def peak(bench: Bench, way: str, with_checkpointing: bool = False) -> int:
     """Bytes that two steps hold at most above the loaded model; AdamW's state and the gradients count.
 
     Freed memory goes back to the system, as in a run whose memory is tight: what is measured is what tensors need.
@@ -245,6 +266,8 @@ def peak(bench: Bench, way: str) -> int:
     forget_peak()
     if way == "ours":
         train(bench, 2)
+    elif way == GRADIENTS:
+        gradients(bench, with_checkpointing)
     else:
         with trainable(bench):
             for step in range(2):
@@ -270,12 +293,13 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--pool", type=int, default=8, help="augmentations encoded beforehand, 0 for none")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peak", choices=WAYS, help="measure the memory of one way instead")
+    parser.add_argument("--peak", choices=[*WAYS, GRADIENTS], help="measure the memory of one way instead")
+    parser.add_argument("--checkpointing", action="store_true", help="of --peak gradients")
     parser.add_argument("--peaks", action="store_true", help="measure memory too")
     chosen = parser.parse_args()
     bench = prepared(chosen.layout, chosen.stage, chosen.batch, chosen.pool)
     if chosen.peak:
-        print(peak(bench, chosen.peak))
+        print(peak(bench, chosen.peak, chosen.checkpointing))
         return 0
     found: dict[str, Any] = {name: getattr(chosen, name) for name in ("layout", "stage", "batch", "pool", "rounds")}
     found |= {"threads": torch.get_num_threads(), **summary(interleaved(bench, chosen.rounds))}
