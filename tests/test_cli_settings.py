@@ -60,8 +60,11 @@ def test_flags_go_before_the_environment(cli: Cli, project: Path, monkeypatch: p
     assert found["train.precision"] == ("bf16", "environment")
 
 
-def test_dry_run_lists_every_setting_with_its_origin_and_does_nothing(cli: Cli, project: Path) -> None:
+def test_dry_run_lists_every_setting_with_its_origin_and_does_nothing(
+    cli: Cli, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Users complain that they learn of an ignored setting from the loss curve, hours later."""
+    monkeypatch.setenv("ATTNBOOTH_CACHE", str(tmp_path / "cache"))  # where no run has been timed yet
     before = snapshot(project)
     done = cli("train", project, "--dry-run", "--set", "train.sample_every=5")
     rows = [line.split() for line in done.out.splitlines()]
