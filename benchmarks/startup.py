@@ -40,7 +40,7 @@ FIRST_STEP = """
 import os, sys, time
 from attnbooth_cli.events import StageStarted, Stepped
 from attnbooth_cli.cli import train
-reporter = train._reporter
+reporter = train.reporter
 def timed(*arguments):
     report = reporter(*arguments)
     def heard(event):
@@ -51,7 +51,7 @@ def timed(*arguments):
             os._exit(0)
         report(event)
     return heard
-train._reporter = timed
+train.reporter = timed
 from attnbooth_cli.cli.app import run
 run(["train", sys.argv[1], "--restart", "-q"])
 """
