@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,13 @@ import torch
 from attnbooth_cli.engine import checkpoint, checkpoint_writer, training
 from attnbooth_cli.engine.checkpoint_writer import CheckpointWriter
 from attnbooth_cli.engine.initialisation import init
-from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.training import resume, train
 from attnbooth_cli.errors import ResourceError, StoppedError
-from attnbooth_cli.events import Checkpointed, Event, Stepped
+from attnbooth_cli.events import Checkpointed, Event
 from tests.engine.conftest import EXAMPLE
-from tests.engine.test_resume import concept_tensors
+from tests.engine.test_resume import OPTIONS, STEPS, concept_tensors, stopping_after
 
-OPTIONS = TrainOptions(
-    save_precision="float32",
-    settings=(
-        *(
-            f"train.{stage}.{key}"
-            for stage in ("embedding", "attention", "unet")
-            for key in ("steps=3", "batch_size=1")
-        ),
-        "train.checkpoint_every=1",
-    ),
-)
+EVERY_STEP = replace(OPTIONS, settings=(*OPTIONS.settings, "train.checkpoint_every=1"))
 
 
 @pytest.fixture
@@ -86,19 +76,19 @@ def test_a_run_has_the_same_bits_stopped_or_not(tmp_path: Path, monkeypatch: pyt
     """A stop waits until its state is durable."""
     init(tmp_path / "p", images=[EXAMPLE], category="cat", model="tiny")
     plain, behind = (Path(shutil.copytree(tmp_path / "p", tmp_path / name)) for name in ("plain", "behind"))
-    train(plain, options=OPTIONS, report=False)
+    train(plain, options=EVERY_STEP, report=False)
     monkeypatch.setattr(training, "writes_behind", lambda device: True)
     events: list[Event] = []
-    asked = 5
+    count, should_stop = stopping_after(STEPS + 1)
+
+    def emit(event: Event) -> None:
+        count(event)
+        events.append(event)
+
     with pytest.raises(StoppedError):
-        train(
-            behind,
-            options=OPTIONS,
-            emit=events.append,
-            should_stop=lambda: 15 if sum(isinstance(event, Stepped) for event in events) == asked else 0,
-        )
+        train(behind, options=EVERY_STEP, emit=emit, should_stop=should_stop)
     saved = [(event.stage, event.step) for event in events if isinstance(event, Checkpointed)]
-    assert saved[-1] == ("attention", 2)
+    assert saved[-1] == ("attention", 1)
     assert len(saved) == len(set(saved))
     resume(behind, report=False)
     expected, found = concept_tensors(plain), concept_tensors(behind)

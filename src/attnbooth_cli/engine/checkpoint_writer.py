@@ -33,12 +33,16 @@ def writes_behind(device: torch.device) -> bool:
 
 @dataclass
 class CheckpointWriter:
-    """Writes a run's checkpoints under `folder`, one at a time, and prunes those that are not needed any more."""
+    """Writes a run's checkpoints under `folder`, one at a time, and prunes those that are not needed any more.
+
+    Attributes:
+        behind: Whether beside the steps that follow, where there is room for a copy.
+    """
 
     folder: Path
     behind: bool
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoints"))
-    _pending: Future[Checkpoint] | None = None
+    _thread: ThreadPoolExecutor = field(init=False, default_factory=lambda: ThreadPoolExecutor(1, "checkpoints"))
+    _pending: Future[Checkpoint] | None = field(init=False, default=None)
 
     def save(self, stage: StageName, step: int, parts: Parts, scaler: Mapping[str, Any] | None) -> list[Checkpoint]:
         """Has a checkpoint written, after the one before it is.
