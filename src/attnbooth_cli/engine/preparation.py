@@ -183,7 +183,7 @@ def base_of_plan(plan: Plan, manifest: Manifest) -> BaseModel:
     Raises:
         BaseModelError: it is gone, or the one in its place has other weights.
     """
-    moved = WITHDRAWN.get(manifest.base.model, manifest.base.model) != plan.base.model
+    moved = plan.base.model not in (manifest.base.model, WITHDRAWN.get(manifest.base.model))
     ref, revision = (manifest.base.model, manifest.base.revision) if moved else (plan.base.model, plan.base.revision)
     base = resolve(ref, revision=revision)
     if weights_sha256(base) != plan.base.sha256:
