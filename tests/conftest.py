@@ -116,11 +116,11 @@ SAMPLING_STEPS = 2
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Makes the sample pictures of training in `SAMPLING_STEPS` steps: they are most of a short run's time."""
-    from attnbooth_cli.engine import session, training
+    from attnbooth_cli.engine import session, subjects
 
     original = session.sampling_settings
     with pytest.MonkeyPatch.context() as patch:
-        for module in (session, training):
+        for module in (session, subjects):
             patch.setattr(module, "sampling_settings", lambda *a: replace(original(*a), steps=SAMPLING_STEPS))
         yield
 

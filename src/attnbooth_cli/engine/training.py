@@ -12,17 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from attnbooth_cli.engine import adapters, checkpoint, concept, offload, optimizers
-from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.changes import continued, edited
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.checkpoint_writer import CheckpointWriter, writes_behind
-from attnbooth_cli.engine.data import LatentSource, load_pictures
+from attnbooth_cli.engine.data import LatentSource
 from attnbooth_cli.engine.devices import (
     decided_by_main,
     is_main_process,
@@ -32,10 +28,9 @@ from attnbooth_cli.engine.devices import (
     return_large_blocks,
     same_bits,
 )
-from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
+from attnbooth_cli.engine.families import ComponentPool, load_tokenizer
 from attnbooth_cli.engine.forecast import is_tight, micro_batches, note_rate
-from attnbooth_cli.engine.gallery import Shelf, fill
-from attnbooth_cli.engine.loop import CLASS_PROMPT, Progress, Subject, run_stage, trainable_parameters
+from attnbooth_cli.engine.loop import Progress, Subject, run_stage, trainable_parameters
 from attnbooth_cli.engine.machine import free_host_memory, own_memory
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan
@@ -47,7 +42,6 @@ from attnbooth_cli.engine.preparation import (
     prepare,
     require_same_files,
 )
-from attnbooth_cli.engine.prompting import KINDS
 from attnbooth_cli.engine.requirements import require_disk, require_memory
 from attnbooth_cli.engine.runs import (
     RunFolder,
@@ -60,13 +54,10 @@ from attnbooth_cli.engine.runs import (
     record,
     run_to_continue,
 )
-from attnbooth_cli.engine.sampling import Request
-from attnbooth_cli.engine.session import Session, ShouldStop, sampling_settings
+from attnbooth_cli.engine.session import Session, ShouldStop
+from attnbooth_cli.engine.subjects import prior_of, source_of, subject_of
 from attnbooth_cli.engine.tokens import (
-    add_placeholder,
     category_pieces,
-    knows,
-    placeholder,
     write_rows,
 )
 from attnbooth_cli.engine.training_report import write_training_report
@@ -238,10 +229,10 @@ def _execute(
     require_disk(folder.root, plan, components.unet)
     components.to(accelerator.device)
     require_memory(plan, components.unet, accelerator.device)
-    source = _source(picture_paths, plan, components)
-    subject = _subject(components, source, plan, emit)
+    source = source_of(picture_paths, plan, components)
+    subject = subject_of(components, source, plan, emit)
     if any(stage.prior_weight for stage in plan.stages_until(until)):
-        subject = replace(subject, prior=_prior(folder, plan, base, components, accelerator, emit))
+        subject = replace(subject, prior=prior_of(folder, plan, base, components, accelerator, emit))
     sources = (source, subject.prior) if subject.prior else (source,)
     writer = CheckpointWriter(folder.checkpoints, writes_behind(accelerator.device))
     session = Session(
@@ -440,46 +431,4 @@ def _nothing_to_do(project: Project, run: Run) -> Finished:
         smoke=run.smoke,
         remaining=tuple(stage.name for stage in plan.stages_until(None) if stage.name not in run.stages),
         report=str(folder.report) if folder.report.exists() else None,
-    )
-
-
-def _subject(components: Components, source: LatentSource, plan: Plan, emit: Emit) -> Subject:
-    (encoder,) = components.text_encoders
-    placeholder_ = placeholder(plan.concept.token, plan.concept.vectors, plan.concept.category, plan.with_category)
-    known = [prompt for prompt in plan.prompts if knows(encoder.tokenizer, prompt.replace("{}", ""))]
-    if len(plan.prompts) > 1 and len(known) < len(plan.prompts):
-        unknown = len(plan.prompts) - len(known)
-        emit(Warned(f"{unknown} of {len(plan.prompts)} training prompts have words the base model does not know"))
-    prompts = tuple(placeholder_.prompt(prompt) for prompt in (known or plan.prompts))
-    rows = add_placeholder(encoder.tokenizer, encoder.model, placeholder_, plan.initial)
-    parameter = nn.Parameter(rows.to(components.device), requires_grad=False)
-    for stage in plan.stages:
-        if stage.enabled and stage.adapter in KINDS:
-            components.prompting = KINDS[stage.adapter].begin(components, placeholder_, source)
-    return Subject(components, placeholder_, parameter, prompts)
-
-
-def _prior(
-    folder: RunFolder, plan: Plan, base: BaseModel, components: Components, accelerator: Any, emit: Emit
-) -> LatentSource:
-    """The class's pictures, made by the base model as it is (DreamBooth, section 3.2), which the main process does."""
-    shelf = Shelf(folder.root / "class", {"base": plan.base.sha256}, sampling_settings(base, plan))
-    prompt = CLASS_PROMPT.format(plan.concept.category)
-    requests = [Request(prompt, number) for number in range(plan.prior_pictures)]
-    if accelerator.is_main_process:
-        fill(shelf, requests, lambda: components, emit)
-    accelerator.wait_for_everyone()
-    return _source([shelf.path(request) for request in requests], plan, components)
-
-
-def _source(paths: list[Path], plan: Plan, components: Components) -> LatentSource:
-    return LatentSource(
-        pictures=load_pictures(paths, plan.resolution),
-        vae=components.vae,
-        seed=plan.seed,
-        resolution=plan.resolution,
-        train_timesteps=components.noise_scheduler.config.num_train_timesteps,
-        augment=AUGMENTATIONS[plan.augmentation],
-        pool=plan.augmentation_pool,
-        device=components.device,
     )

@@ -1,0 +1,70 @@
+"""What a run learns, and from which pictures: made from its plan and a loaded base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from attnbooth_cli.engine.augmentation import AUGMENTATIONS
+from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.data import LatentSource, load_pictures
+from attnbooth_cli.engine.families import Components
+from attnbooth_cli.engine.gallery import Shelf, fill
+from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject
+from attnbooth_cli.engine.plan import Plan
+from attnbooth_cli.engine.prompting import KINDS
+from attnbooth_cli.engine.runs import RunFolder
+from attnbooth_cli.engine.sampling import Request
+from attnbooth_cli.engine.session import sampling_settings
+from attnbooth_cli.engine.tokens import add_placeholder, knows, placeholder
+from attnbooth_cli.events import Emit, Warned
+
+
+def subject_of(components: Components, source: LatentSource, plan: Plan, emit: Emit) -> Subject:
+    """[V] in the text encoder, the prompts that the base model knows, and what tells the U-Net more of [V].
+
+    Args:
+        emit: Warned of prompts that are left out.
+    """
+    (encoder,) = components.text_encoders
+    placeholder_ = placeholder(plan.concept.token, plan.concept.vectors, plan.concept.category, plan.with_category)
+    known = [prompt for prompt in plan.prompts if knows(encoder.tokenizer, prompt.replace("{}", ""))]
+    if len(plan.prompts) > 1 and len(known) < len(plan.prompts):
+        unknown = len(plan.prompts) - len(known)
+        emit(Warned(f"{unknown} of {len(plan.prompts)} training prompts have words the base model does not know"))
+    prompts = tuple(placeholder_.prompt(prompt) for prompt in (known or plan.prompts))
+    rows = add_placeholder(encoder.tokenizer, encoder.model, placeholder_, plan.initial)
+    parameter = nn.Parameter(rows.to(components.device), requires_grad=False)
+    for stage in plan.stages:
+        if stage.enabled and stage.adapter in KINDS:
+            components.prompting = KINDS[stage.adapter].begin(components, placeholder_, source)
+    return Subject(components, placeholder_, parameter, prompts)
+
+
+def prior_of(
+    folder: RunFolder, plan: Plan, base: BaseModel, components: Components, accelerator: Any, emit: Emit
+) -> LatentSource:
+    """The class's pictures, made by the base model as it is (DreamBooth, section 3.2), which the main process does."""
+    shelf = Shelf(folder.root / "class", {"base": plan.base.sha256}, sampling_settings(base, plan))
+    prompt = CLASS_PROMPT.format(plan.concept.category)
+    requests = [Request(prompt, number) for number in range(plan.prior_pictures)]
+    if accelerator.is_main_process:
+        fill(shelf, requests, lambda: components, emit)
+    accelerator.wait_for_everyone()
+    return source_of([shelf.path(request) for request in requests], plan, components)
+
+
+def source_of(paths: list[Path], plan: Plan, components: Components) -> LatentSource:
+    """Latents of pictures, augmented as the plan has it."""
+    return LatentSource(
+        pictures=load_pictures(paths, plan.resolution),
+        vae=components.vae,
+        seed=plan.seed,
+        resolution=plan.resolution,
+        train_timesteps=components.noise_scheduler.config.num_train_timesteps,
+        augment=AUGMENTATIONS[plan.augmentation],
+        pool=plan.augmentation_pool,
+        device=components.device,
+    )
