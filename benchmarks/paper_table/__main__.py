@@ -1,6 +1,6 @@
 """The paper's comparison on the bundled model: python -m benchmarks.paper_table STEP [--minutes N]
 
-search   every method's rates and augmentation, on tuning concepts
+search   every method's rates, on tuning concepts
 table    every method and ablation, on the test concepts
 fast     schedules of our method, on tuning concepts
 page     docs/comparison/: the tables, the plots, the sheet
@@ -56,10 +56,11 @@ def work_once(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> boo
 
 def write_page(work: Path) -> None:
     """The tables as Markdown, the plot and the sheet; what they mean is written by hand around them."""
-    best = units.best_choices(work)
+    best = units.best_factors(work)
     found = page.gathered(work, best)
     parts = {
-        "chosen": [f"| {method} | {choice} |" for method, choice in best.items()],
+        "chosen": ["| method | rates |", "|---|---|"]
+        + [f"| {its} | {units.rates(factor)} |" for its, factor in best.items()],
         "scores": page.main_table(found, best),
         "differences": page.difference_table(found, best),
         "second-opinion": page.second_opinion_table(found),
@@ -85,9 +86,9 @@ def main() -> int:
     until = time.monotonic() + 60 * chosen.minutes
     desk, work = Desk(ComponentPool(keep=True)), chosen.work
     if chosen.step == "search":
-        parts = (units.rate_units, lambda: units.finalist_units(work), lambda: units.augmentation_units(work))
+        parts = (units.rate_units, lambda: units.finalist_units(work))
         return 0 if all(work_through(part(), work, desk, until) for part in parts) else 3
-    best = units.best_choices(work)
+    best = units.best_factors(work)
     todo = units.table_units(best) if chosen.step == "table" else units.fast_units(best)
     return 0 if work_through(todo, work, desk, until) else 3
 

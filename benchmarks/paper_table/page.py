@@ -13,10 +13,10 @@ from PIL import Image
 from attnbooth_cli.engine import scores
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.reports.heatmaps import labelled_strip
-from benchmarks.paper_table.units import SHOWN, Choice, Unit, concepts, result, strip_of, table_units
+from benchmarks.paper_table.units import SHOWN, Unit, concepts, rates, result, strip_of, table_units
 
-Row = tuple[str, Choice]
-"""A method (and its variant) and how it was trained."""
+Row = tuple[str, float]
+"""A method (and its variant) and the factor of its rates."""
 Results = Mapping[Row, Mapping[str, dict[str, Any]]]
 """By row and concept."""
 
@@ -33,25 +33,25 @@ COSTS = ("CPU seconds", "peak MB")
 SECOND_OPINION = ("identity", "object", "scene", "style")
 
 
-def gathered(work: Path, best: Mapping[str, Choice]) -> Results:
+def gathered(work: Path, best: Mapping[str, float]) -> Results:
     """Every result there is, the best rates of each method before the published ones."""
     found: dict[Row, dict[str, dict[str, Any]]] = {}
     for unit in table_units(best):
         if (its := result(work, unit)) is not None:
-            found.setdefault((unit.label, unit.choice), {})[unit.concept] = its
+            found.setdefault((unit.label, unit.factor), {})[unit.concept] = its
     return found
 
 
-def main_table(found: Results, best: Mapping[str, Choice]) -> list[str]:
+def main_table(found: Results, best: Mapping[str, float]) -> list[str]:
     """Means over concepts with 95 % intervals; the true pictures above, the untuned model below."""
     lines = ["| method | rates | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     everything = [its for by_concept in found.values() for its in by_concept.values()]
     per_concept = {its["concept"]: its for its in everything}.values()
     above = {"identity": "identity", "text": "text"}
     lines.append(_reference("the true pictures", [its["truth"] for its in per_concept], above, complex_too=True))
-    for (method, choice), by_concept in found.items():
+    for (method, factor), by_concept in found.items():
         cells = [_cell([column(its) for its in by_concept.values()]) for column in COLUMNS.values()]
-        lines.append(f"| {method} | {choice} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | {rates(factor)} | " + " | ".join(cells) + " |")
     lines.append(_reference("the untuned model", [its["untuned"] for its in per_concept], above, complex_too=False))
     return lines
 
@@ -62,19 +62,19 @@ def second_opinion_table(found: Results) -> list[str]:
     per_concept = {its["concept"]: its for rows in found.values() for its in rows.values()}.values()
     truth = [_cell([its["truth"]["second opinion"][name] for its in per_concept]) for name in SECOND_OPINION]
     lines.append("| the true pictures | | " + " | ".join(truth) + " |")
-    for (method, choice), by_concept in found.items():
+    for (method, factor), by_concept in found.items():
         cells = [_cell([its["second opinion"][name] for its in by_concept.values()]) for name in SECOND_OPINION]
-        lines.append(f"| {method} | {choice} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | {rates(factor)} | " + " | ".join(cells) + " |")
     return lines
 
 
-def difference_table(found: Results, best: Mapping[str, Choice], ours: str = ATTNDREAMBOOTH.name) -> list[str]:
+def difference_table(found: Results, best: Mapping[str, float], ours: str = ATTNDREAMBOOTH.name) -> list[str]:
     """How much less than our method every other scores, over the same concepts, each at its best rates."""
     names = [name for name in COLUMNS if name not in COSTS]
     lines = ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     reference = found[(ours, best[ours])]
-    for (method, choice), by_concept in found.items():
-        if method == ours or choice != best[family(method)]:
+    for (method, factor), by_concept in found.items():
+        if method == ours or factor != best[family(method)]:
             continue
         common = sorted(set(reference) & set(by_concept))
         cells = []
@@ -100,8 +100,7 @@ def by_variant(work: Path, todo: Sequence[Unit]) -> dict[str, list[dict[str, Any
     rows: dict[str, list[dict[str, Any]]] = {}
     for unit in todo:
         if (found := result(work, unit)) is not None:
-            augmented = "upright" if unit.choice.upright else "its own augmentation"
-            rows.setdefault(f"{unit.variant or 'default'}, {augmented}", []).append(found)
+            rows.setdefault(unit.variant or "default", []).append(found)
     return rows
 
 
@@ -133,15 +132,15 @@ def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
     return _png(figure)
 
 
-def scatter(found: Results, best: Mapping[str, Choice]) -> bytes:
+def scatter(found: Results, best: Mapping[str, float]) -> bytes:
     """Identity against text of every row, a PNG; hollow at the published rates."""
     from matplotlib.figure import Figure
 
     figure = Figure((8, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    for (method, choice), by_concept in found.items():
+    for (method, factor), by_concept in found.items():
         x, y = (np.mean([its[name] for its in by_concept.values()]) for name in ("text", "identity"))
-        chosen = choice == best[family(method)]
+        chosen = factor == best[family(method)]
         (dots,) = axes.plot(x, y, "o", fillstyle="full" if chosen else "none", markersize=7)
         axes.annotate(method, (x, y), textcoords="offset points", xytext=(6, 3), fontsize=7, color=dots.get_color())
     per_concept = {its["concept"]: its for rows in found.values() for its in rows.values()}.values()
@@ -155,7 +154,7 @@ def scatter(found: Results, best: Mapping[str, Choice]) -> bytes:
     return _png(figure)
 
 
-def sheet(work: Path, best: Mapping[str, Choice], methods: Sequence[str]) -> Image.Image:
+def sheet(work: Path, best: Mapping[str, float], methods: Sequence[str]) -> Image.Image:
     """The first picture of some prompts by each method at its best rates, the true pictures above; never picked."""
     cells: dict[str, Image.Image] = {}
     for method in methods:

@@ -27,7 +27,7 @@ from attnbooth_cli.engine.question import EvalOptions
 from attnbooth_cli.engine.training import train
 from benchmarks.judges import Classifier, InstanceEncoder, judged, load_classifier, load_instance_encoder
 from benchmarks.memory import forget_peak, peak_bytes
-from benchmarks.paper_table.units import SHOWN, Unit, concepts, samples, settings_of, strip_of
+from benchmarks.paper_table.units import SHOWN, Unit, concepts, rates, samples, settings_of, strip_of
 
 PICTURES = 2
 """Of each prompt."""
@@ -79,7 +79,7 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
     shutil.rmtree(root / "runs", ignore_errors=True)
     return {
         "method": unit.label,
-        "choice": str(unit.choice),
+        "rates": rates(unit.factor),
         "concept": unit.concept,
         "seconds": seconds,
         "samples": samples(unit),

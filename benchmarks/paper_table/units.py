@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ PUBLISHED_CONCEPTS = 4
 """Those of them on which methods are also trained at their published rates."""
 SHOWN = (6, 8, 12, 18, 19, 21)
 """Numbers of the prompts on the sheet: two environments, a colour, three styles."""
-FAST_CONCEPTS = 4
+FAST_CONCEPTS = 3
 """Tuning concepts of the second look at fast mode."""
 
 Changes = Mapping[str, Mapping[str, Any]]
@@ -42,7 +42,9 @@ def _and(changes: Changes, **more: Mapping[str, Any]) -> Changes:
 
 VARIANTS: Mapping[str, Changes] = {
     "": {},
+    "upright": {"": {"augmentation": "upright"}},
     "fast": FAST,
+    "fast-upright": _and(FAST, all_={"augmentation": "upright"}),
     "fast-pool": _and(FAST, all_={"augmentation_pool": 64}),
     "fast-min-snr": _and(FAST, embedding={"snr_gamma": 5.0}, attention={"snr_gamma": 5.0}, unet={"snr_gamma": 5.0}),
     "fast-half-1": _and(FAST, embedding={"steps": 30, "learning_rate": 2e-3}),
@@ -59,28 +61,12 @@ VARIANTS: Mapping[str, Changes] = {
     ),
     "fast-large-batches": _and(FAST, unet={"steps": 100, "batch_size": 8, "learning_rate": 2e-5}),
 }
-"""Our method's schedules: what changes against the default one. The second look at fast mode compares them."""
+"""Our method's schedules: what changes against the default one. The second look at fast mode compares them; "upright"
+pictures are not turned in augmentation, and have no black corners."""
 
-
-@dataclass(frozen=True)
-class Choice:
-    """How a method is trained on this base model.
-
-    Attributes:
-        factor: Of its published learning rates.
-        upright: Whether pictures are augmented without turning them (no black corners), not in the method's own way.
-    """
-
-    factor: float
-    upright: bool = False
-
-    def __str__(self) -> str:
-        rates = "published" if self.factor == 1 else f"x {self.factor:g}"
-        return f"{rates}, upright" if self.upright else rates
-
-
-PUBLISHED = Choice(1.0)
-CHOICES = tuple(Choice(factor) for factor in (1.0, 3.0, 10.0, 30.0))
+PUBLISHED = 1.0
+"""The factor of the published learning rates."""
+FACTORS = (PUBLISHED, 3.0, 10.0, 30.0)
 """What the search multiplies a method's published learning rates by, all of its stages' alike: the same four for every
 method, so that none has a larger budget."""
 
@@ -90,12 +76,13 @@ class Unit:
     """One training and its evaluation.
 
     Attributes:
+        factor: What the method's published learning rates are multiplied by.
         split: "tuning" for the search, "test" for the table.
         variant: Of the schedule, see `VARIANTS`.
     """
 
     method: str
-    choice: Choice
+    factor: float
     split: str
     concept: str
     variant: str = ""
@@ -108,8 +95,7 @@ class Unit:
     @property
     def name(self) -> str:
         """As a folder's name."""
-        upright = "-upright" if self.choice.upright else ""
-        return f"{self.split}/{self.label.replace(' ', '-')}{upright}-x{self.choice.factor:g}/{self.concept}"
+        return f"{self.split}/{self.label.replace(' ', '-')}-x{self.factor:g}/{self.concept}"
 
     @property
     def images(self) -> Path:
@@ -134,23 +120,17 @@ def concepts(split: str) -> list[str]:
 
 def rate_units() -> list[Unit]:
     """The search's first part: every method that is no ablation, at every factor, on one concept."""
-    return [Unit(method, choice, "tuning", _searched_on()[0]) for choice in CHOICES for method in searched()]
+    return [Unit(method, factor, "tuning", _searched_on()[0]) for factor in FACTORS for method in searched()]
 
 
 def finalist_units(work: Path) -> list[Unit]:
     """Its second part, when the first is done: each method's best factors on another concept."""
     first, second = _searched_on()
     return [
-        Unit(method, choice, "tuning", second)
+        Unit(method, factor, "tuning", second)
         for method in searched()
-        for choice in _ranked(work, method, CHOICES, [first])[:FINALISTS]
+        for factor in _ranked(work, method, [first])[:FINALISTS]
     ]
-
-
-def augmentation_units(work: Path) -> list[Unit]:
-    """Its third part, when the second is done: each at its best factor again, its pictures augmented upright."""
-    best = [(method, _ranked(work, method, CHOICES)[0].factor) for method in searched()]
-    return [Unit(method, Choice(factor, True), "tuning", name) for name in _searched_on() for method, factor in best]
 
 
 def searched() -> list[str]:
@@ -158,32 +138,28 @@ def searched() -> list[str]:
     return [name for name, method in METHODS.items() if name == method.family]
 
 
-def table_units(best: Mapping[str, Choice], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
-    """Every method on the table's concepts at its best choice, and on the first of them as published; ablations and
-    fast mode have the choice of their method, and are not run as published."""
+def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
+    """Every method on the table's concepts at its best rates, then on the first of them as published; ablations and
+    fast mode have the rates of their method, and are not run as published."""
     units = []
-    for number, concept in enumerate(concepts("test")[:TABLE_CONCEPTS]):
-        for method in methods:
-            family = METHODS[method].family
-            as_published = method == family and number < PUBLISHED_CONCEPTS
-            choices = [best[family], PUBLISHED] if as_published else [best[family]]
-            units += [Unit(method, choice, "test", concept) for choice in dict.fromkeys(choices)]
+    for concept in concepts("test")[:TABLE_CONCEPTS]:
+        units += [Unit(method, best[METHODS[method].family], "test", concept) for method in methods]
         units.append(Unit(ATTNDREAMBOOTH.name, best[ATTNDREAMBOOTH.name], "test", concept, "fast"))
+    for concept in concepts("test")[:PUBLISHED_CONCEPTS]:
+        families = [method for method in methods if method == METHODS[method].family and best[method] != PUBLISHED]
+        units += [Unit(method, PUBLISHED, "test", concept) for method in families]
     return units
 
 
-def fast_units(best: Mapping[str, Choice]) -> list[Unit]:
-    """Every variant of our method's schedule on some tuning concepts; the default and fast mode with either
-    augmentation."""
-    mine = best[ATTNDREAMBOOTH.name]
-    other = replace(mine, upright=not mine.upright)
-    rows = [(mine, variant) for variant in VARIANTS] + [(other, variant) for variant in ("", "fast")]
+def fast_units(best: Mapping[str, float]) -> list[Unit]:
+    """Every variant of our method's schedule on some tuning concepts."""
+    ours = ATTNDREAMBOOTH.name
     names = concepts("tuning")[:FAST_CONCEPTS]
-    return [Unit(ATTNDREAMBOOTH.name, choice, "tuning", name, variant) for name in names for choice, variant in rows]
+    return [Unit(ours, best[ours], "tuning", name, variant) for name in names for variant in VARIANTS]
 
 
 def settings_of(unit: Unit) -> dict[str, Any]:
-    """What a unit sets of the published schedule: rates times its factor, and what its choice and variant change."""
+    """What a unit sets of the published schedule: rates times its factor, and what its variant changes."""
     changes = VARIANTS[unit.variant]
     settings: dict[str, Any] = {}
     for stage in METHODS[unit.method].stages:
@@ -192,10 +168,8 @@ def settings_of(unit: Unit) -> dict[str, Any]:
             its["embedding_rate"] = stage.embedding_rate
         for key in ("learning_rate", "embedding_rate"):
             if key in its:
-                its[key] = float(f"{its[key] * unit.choice.factor:.12g}")
+                its[key] = float(f"{its[key] * unit.factor:.12g}")
         settings |= {f"train.{stage.name}.{key}": value for key, value in its.items() if stage.enabled}
-    if unit.choice.upright:
-        settings["train.augmentation"] = "upright"
     return settings | {f"train.{key}": value for key, value in changes.get("", {}).items()}
 
 
@@ -206,6 +180,11 @@ def samples(unit: Unit) -> int:
         its = {"steps": stage.steps, "batch_size": stage.batch_size, **VARIANTS[unit.variant].get(stage.name, {})}
         total += its["steps"] * its["batch_size"] * stage.enabled
     return total
+
+
+def rates(factor: float) -> str:
+    """A factor as the tables call it."""
+    return "published" if factor == PUBLISHED else f"x {factor:g}"
 
 
 def result(work: Path, unit: Unit) -> dict[str, Any] | None:
@@ -250,31 +229,26 @@ def _taken(file: Path) -> bool:
     return False
 
 
-def best_choices(work: Path) -> dict[str, Choice]:
-    """How every method's pictures come out best on the tuning concepts, see `merit`: its best factor, then its own
-    augmentation or the upright one."""
-    best = {}
-    for method in searched():
-        own = _ranked(work, method, CHOICES)[0]
-        best[method] = _ranked(work, method, [own, replace(own, upright=True)])[0]
-    return best
+def best_factors(work: Path) -> dict[str, float]:
+    """With which factor every method's pictures come out best on the tuning concepts, see `merit`."""
+    return {method: _ranked(work, method, _searched_on())[0] for method in searched()}
 
 
 def _searched_on() -> list[str]:
     return concepts("tuning")[:2]
 
 
-def _ranked(work: Path, method: str, choices: Sequence[Choice], names: Sequence[str] | None = None) -> list[Choice]:
-    """The choices that were tried on all of these concepts (the search's), best mean merit first."""
+def _ranked(work: Path, method: str, names: Sequence[str]) -> list[float]:
+    """The factors that were tried on all of these concepts, best mean merit first."""
     merits = {}
-    for choice in choices:
-        found = [result(work, Unit(method, choice, "tuning", name)) for name in names or _searched_on()]
+    for factor in FACTORS:
+        found = [result(work, Unit(method, factor, "tuning", name)) for name in names]
         done = [merit(its) for its in found if its is not None]
         if len(done) == len(found):
-            merits[choice] = sum(done) / len(done)
+            merits[factor] = sum(done) / len(done)
     if not merits:
         raise SystemExit(f"the search has not tried {method} yet: python -m benchmarks.paper_table search")
-    return sorted(merits, key=lambda choice: merits[choice], reverse=True)
+    return sorted(merits, key=lambda factor: merits[factor], reverse=True)
 
 
 def merit(found: Mapping[str, Any]) -> float:

@@ -17,7 +17,7 @@ from benchmarks import memory
 from benchmarks.judges import Classifier, InstanceEncoder
 from benchmarks.paper_table import __main__ as command
 from benchmarks.paper_table import page, run, units
-from benchmarks.paper_table.units import PUBLISHED, Choice, Unit
+from benchmarks.paper_table.units import PUBLISHED, Unit
 from tests.conftest import EXAMPLE
 from tools.tiny.dataset import ATTRIBUTES
 
@@ -54,7 +54,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     options = run.options_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(units, "CONCEPTS", root / "concepts")
-        patch.setattr(units, "CHOICES", (Choice(3.0),))
+        patch.setattr(units, "FACTORS", (3.0,))
         patch.setattr(units, "FINALISTS", 1)
         patch.setattr(units, "searched", lambda: [METHODS[0]])  # each as the other
         patch.setattr(units.table_units, "__defaults__", (METHODS,))
@@ -81,26 +81,23 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     desk, ever = run.Desk(ComponentPool(keep=True)), math.inf
     with pytest.raises(SystemExit, match="not tried attndreambooth yet"):
-        units.best_choices(small)
+        units.best_factors(small)
     assert not command.work_through(units.rate_units(), small, desk, until=0)
     assert command.work_through(units.rate_units(), small, desk, ever)
     with pytest.raises(SystemExit, match="not tried attndreambooth yet"):  # on both concepts
-        units.best_choices(small)
+        units.best_factors(small)
     finalists = units.finalist_units(small)
     assert [(unit.method, unit.concept) for unit in finalists] == [("attndreambooth", "mushroom")]
     assert command.work_through(finalists, small, desk, ever)
-    augmented = units.augmentation_units(small)
-    assert {unit.choice for unit in augmented} == {replace(unit.choice, upright=True) for unit in finalists}
-    assert command.work_through(augmented, small, desk, ever)
-    assert {choice.factor for choice in units.best_choices(small).values()} == {its.choice.factor for its in finalists}
-    best = {"attndreambooth": Choice(3.0, upright=True), "textual-inversion": PUBLISHED}
+    assert units.best_factors(small) == {"attndreambooth": 3.0}
+    best = {"attndreambooth": 3.0, "textual-inversion": PUBLISHED}
     table = units.table_units(best)
-    assert [(unit.label, unit.choice) for unit in table] == [
+    assert [(unit.label, unit.factor) for unit in table] == [
         ("attndreambooth", best["attndreambooth"]),
-        ("attndreambooth", PUBLISHED),
         ("textual-inversion", PUBLISHED),
         ("attndreambooth-without-regulariser", best["attndreambooth"]),
         ("attndreambooth fast", best["attndreambooth"]),
+        ("attndreambooth", PUBLISHED),
     ]
     assert command.work_through(table, small, desk, ever)
     before = {path: path.read_bytes() for path in (small / "results").rglob("*.json")}
@@ -109,12 +106,12 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(command, "DOCS", tmp_path)
     monkeypatch.setattr(command, "METHODS", dict.fromkeys(METHODS))
-    monkeypatch.setattr(units, "best_choices", lambda work: best)
+    monkeypatch.setattr(units, "best_factors", lambda work: best)
     command.write_page(small)
     lines = (tmp_path / "scores.md").read_text().splitlines()
     assert lines[2].startswith("| the true pictures |")
     assert lines[-1].startswith("| the untuned model |")
-    rows = len({(unit.label, unit.choice) for unit in table})
+    rows = len({(unit.label, unit.factor) for unit in table})
     assert len(lines) == 2 + 2 + rows
     assert len((tmp_path / "differences.md").read_text().splitlines()) == 2 + 3
     for name in ("scatter.png", "sheet.png", "fast.png"):
@@ -139,14 +136,13 @@ def test_a_unit_is_anyones_whose_owner_has_gone(tmp_path: Path) -> None:
 
 
 def test_rates_are_the_published_ones_times_the_factor() -> None:
-    settings = OPTIONS_OF(Unit("ti-db", Choice(10.0), "test", "cat")).settings
+    settings = OPTIONS_OF(Unit("ti-db", 10.0, "test", "cat")).settings
     assert "train.schedule=paper" in settings
     assert "train.embedding.learning_rate=0.01" in settings
     assert "train.unet.learning_rate=2e-05" in settings
     assert not any("attention.learning_rate" in setting for setting in settings)
     assert not any("augmentation" in setting for setting in settings)
-    assert "train.augmentation=upright" in OPTIONS_OF(Unit("ti-db", Choice(1.0, True), "test", "cat")).settings
-    assert "train.attention.embedding_rate=0.05" in OPTIONS_OF(Unit("vico", Choice(10.0), "test", "cat")).settings
+    assert "train.attention.embedding_rate=0.05" in OPTIONS_OF(Unit("vico", 10.0, "test", "cat")).settings
 
 
 def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: Path) -> None:
@@ -155,36 +151,34 @@ def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: 
 
     init(tmp_path / "p", images=[EXAMPLE / "cat"], category="cat", model="tiny")
     for variant in units.VARIANTS:
-        unit = Unit("attndreambooth", Choice(10.0), "tuning", "cat", variant)
+        unit = Unit("attndreambooth", 10.0, "tuning", "cat", variant)
         plan = prepare(tmp_path / "p", OPTIONS_OF(unit)).plan
         assert sum(stage.steps * stage.batch_size for stage in plan.stages) == units.samples(unit)
     fast, halved = (
         {stage.name: stage for stage in prepare(tmp_path / "p", OPTIONS_OF(unit)).plan.stages}
-        for unit in (Unit("attndreambooth", Choice(10.0), "tuning", "cat", its) for its in ("fast", "fast-half-3"))
+        for unit in (Unit("attndreambooth", 10.0, "tuning", "cat", its) for its in ("fast", "fast-half-3"))
     )
+    upright = prepare(tmp_path / "p", OPTIONS_OF(Unit("attndreambooth", 1.0, "tuning", "cat", "fast-upright"))).plan
+    assert upright.augmentation == "upright"
     assert (fast["unet"].steps, fast["unet"].learning_rate, fast["unet"].batch_size) == (200, 1e-4, 4)
     assert (halved["unet"].steps, halved["unet"].learning_rate) == (100, 2e-4)
     assert fast["attention"] == halved["attention"]
 
 
-def test_the_best_choice_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_factor_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "searched", lambda: ["lora"])
-    monkeypatch.setattr(units, "CHOICES", tuple(map(Choice, (1.0, 3.0, 10.0, 30.0))))
     names = units.concepts("tuning")[:2]
 
-    def score(choice: Choice, *identities: float) -> None:
+    def score(factor: float, *identities: float) -> None:
         for name, identity in zip(names, identities, strict=False):
             scored = {"truth": {"identity": 1.0}, "untuned": {"text": 1.0}, "identity": identity, "text": 0.5}
-            units.write_result(tmp_path, Unit("lora", choice, "tuning", name), scored)
+            units.write_result(tmp_path, Unit("lora", factor, "tuning", name), scored)
 
-    score(Choice(1.0), 0.5, 0.5)
-    score(Choice(3.0), 0.4, 0.8)
-    score(Choice(10.0), 0.99)  # not tried on both: no judgement yet
-    assert {unit.choice for unit in units.finalist_units(tmp_path)} == {Choice(10.0), Choice(1.0)}
-    assert units.best_choices(tmp_path) == {"lora": Choice(3.0)}
-    assert {unit.choice for unit in units.augmentation_units(tmp_path)} == {Choice(3.0, upright=True)}
-    score(Choice(3.0, upright=True), 0.7, 0.7)
-    assert units.best_choices(tmp_path) == {"lora": Choice(3.0, upright=True)}
+    score(1.0, 0.5, 0.5)
+    score(3.0, 0.4, 0.8)
+    score(10.0, 0.99)  # not tried on both: no judgement yet
+    assert {unit.factor for unit in units.finalist_units(tmp_path)} == {10.0, 1.0}
+    assert units.best_factors(tmp_path) == {"lora": 3.0}
 
 
 def test_neither_copying_nor_obeying_alone_has_merit() -> None:
@@ -207,8 +201,8 @@ def test_differences_are_paired_over_concepts() -> None:
 
     ours = {str(k): found(0.5 + 0.1 * k, str(k)) for k in range(6)}
     theirs = {str(k): found(0.4 + 0.1 * k, str(k)) for k in range(6)}
-    best = {"attndreambooth": Choice(3.0), "lora": Choice(10.0)}
-    found_ = {("attndreambooth", Choice(3.0)): ours, ("lora", Choice(10.0)): theirs, ("lora", PUBLISHED): ours}
+    best = {"attndreambooth": 3.0, "lora": 10.0}
+    found_ = {("attndreambooth", 3.0): ours, ("lora", 10.0): theirs, ("lora", PUBLISHED): ours}
     lines = page.difference_table(found_, best)
     assert len(lines) == 3
     assert "-0.100 (-0.100 to -0.100) *" in lines[2]
