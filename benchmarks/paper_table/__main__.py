@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from attnbooth_cli.engine.families import ComponentPool
@@ -86,7 +87,8 @@ def main() -> int:
     until = time.monotonic() + 60 * chosen.minutes
     desk, work = Desk(ComponentPool(keep=True)), chosen.work
     if chosen.step == "search":
-        parts = (units.rate_units, lambda: units.finalist_units(work))
+        wider = partial(units.wider_units, work)
+        parts = (units.rate_units, wider, wider, partial(units.finalist_units, work))
         return 0 if all(work_through(part(), work, desk, until) for part in parts) else 3
     best = units.best_factors(work)
     todo = units.table_units(best) if chosen.step == "table" else units.fast_units(best)

@@ -69,6 +69,8 @@ PUBLISHED = 1.0
 FACTORS = (PUBLISHED, 3.0, 10.0, 30.0)
 """What the search multiplies a method's published learning rates by, all of its stages' alike: the same four for every
 method, so that none has a larger budget."""
+LADDER = (0.1, 0.3, *FACTORS, 100.0, 300.0)
+"""Where a method goes on whose best of the four is the lowest or the highest."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,25 @@ def rate_units() -> list[Unit]:
     return [Unit(method, factor, "tuning", _searched_on()[0]) for factor in FACTORS for method in searched()]
 
 
+def wider_units(work: Path) -> list[Unit]:
+    """Its second part, once for each end's two steps of the ladder: the next factor beyond the best, where that is the
+    lowest or the highest tried."""
+    first = _searched_on()[0]
+    units = []
+    for method in searched():
+        best, *others = _ranked(work, method, [first])
+        place = LADDER.index(best)
+        if all(best > other for other in others):
+            place += 1
+        elif all(best < other for other in others):
+            place -= 1
+        if 0 <= place < len(LADDER) and LADDER[place] != best:
+            units.append(Unit(method, LADDER[place], "tuning", first))
+    return units
+
+
 def finalist_units(work: Path) -> list[Unit]:
-    """Its second part, when the first is done: each method's best factors on another concept."""
+    """Its last part, when the others are done: each method's best factors on another concept."""
     first, second = _searched_on()
     return [
         Unit(method, factor, "tuning", second)
@@ -241,7 +260,7 @@ def _searched_on() -> list[str]:
 def _ranked(work: Path, method: str, names: Sequence[str]) -> list[float]:
     """The factors that were tried on all of these concepts, best mean merit first."""
     merits = {}
-    for factor in FACTORS:
+    for factor in LADDER:
         found = [result(work, Unit(method, factor, "tuning", name)) for name in names]
         done = [merit(its) for its in found if its is not None]
         if len(done) == len(found):

@@ -55,6 +55,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(units, "CONCEPTS", root / "concepts")
         patch.setattr(units, "FACTORS", (3.0,))
+        patch.setattr(units, "LADDER", (3.0,))
         patch.setattr(units, "FINALISTS", 1)
         patch.setattr(units, "searched", lambda: [METHODS[0]])  # each as the other
         patch.setattr(units.table_units, "__defaults__", (METHODS,))
@@ -179,6 +180,31 @@ def test_the_best_factor_is_that_of_most_merit(tmp_path: Path, monkeypatch: pyte
     score(10.0, 0.99)  # not tried on both: no judgement yet
     assert {unit.factor for unit in units.finalist_units(tmp_path)} == {10.0, 1.0}
     assert units.best_factors(tmp_path) == {"lora": 3.0}
+
+
+def test_the_search_goes_on_where_the_best_factor_is_the_lowest_or_the_highest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "searched", lambda: ["lora", "oft", "vico"])
+    first = units.concepts("tuning")[0]
+
+    def score(method: str, factor: float, identity: float) -> None:
+        scored = {"truth": {"identity": 1.0}, "untuned": {"text": 1.0}, "identity": identity, "text": 0.5}
+        units.write_result(tmp_path, Unit(method, factor, "tuning", first), scored)
+
+    def tried() -> list[tuple[str, float]]:
+        return [(unit.method, unit.factor) for unit in units.wider_units(tmp_path)]
+
+    for number, factor in enumerate(units.FACTORS):
+        score("lora", factor, 0.1 * number)
+        score("oft", factor, -0.1 * number)
+        score("vico", factor, 0.1 * (factor == 3.0))
+    assert tried() == [("lora", 100.0), ("oft", 0.3)]
+    score("lora", 100.0, 0.0)
+    score("oft", 0.3, 0.5)
+    assert tried() == [("oft", 0.1)]
+    score("oft", 0.1, 0.9)
+    assert tried() == []  # the ladder's end
 
 
 def test_neither_copying_nor_obeying_alone_has_merit() -> None:
