@@ -3,7 +3,7 @@
 search   every method's rates, on tuning concepts
 table    every method and ablation, on the test concepts
 fast     schedules of our method, on tuning concepts
-page     docs/comparison/: the tables, the plots, the sheet
+page     docs/comparison.md: the tables, the plots, the sheet
 (each continues; several processes may run the same step)
 """
 
@@ -21,12 +21,14 @@ from attnbooth_cli.engine.families import ComponentPool
 from attnbooth_cli.engine.methods import METHODS
 from attnbooth_cli.project import durable
 from benchmarks.paper_table import page, units
+from benchmarks.paper_table.claims import claim_lines
 from benchmarks.paper_table.run import Desk, do
 from benchmarks.paper_table.units import Unit
 
 WORK = Path(__file__).parent / "record"
 """Results and the sheet's pictures, kept in the repository, and the projects they come from, which are not."""
-DOCS = Path(__file__).parents[2] / "docs" / "comparison"
+PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
+PICTURES = PAGE.parent / "images"
 PATIENCE = 5.0
 """Seconds between looks at what other processes are still doing."""
 
@@ -56,22 +58,24 @@ def work_once(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> boo
 
 
 def write_page(work: Path) -> None:
-    """The tables as Markdown, the plot and the sheet; what they mean is written by hand around them."""
+    """The page's tables, between the comments with their names, and its pictures; what stands around them stays."""
     best = units.best_factors(work)
     found = page.gathered(work, best)
     parts = {
-        "chosen": ["| method | rates |", "|---|---|"]
-        + [f"| {its} | {units.rates(factor)} |" for its, factor in best.items()],
-        "scores": page.main_table(found, best),
+        "rates": page.rates_table(best),
+        "claims": claim_lines(found, best),
+        "scores": page.main_table(found),
         "differences": page.difference_table(found, best),
-        "second-opinion": page.second_opinion_table(found),
+        "second opinion": page.second_opinion_table(found),
         "fast": page.fast_table(work, units.fast_units(best)),
     }
+    text = PAGE.read_text("utf-8")
     for name, lines in parts.items():
-        durable.write_text(DOCS / f"{name}.md", "\n".join(lines) + "\n")
-    durable.write_bytes(DOCS / "scatter.png", page.scatter(found, best))
-    durable.write_bytes(DOCS / "fast.png", page.fast_curve(work, units.fast_units(best)))
-    page.sheet(work, best, list(METHODS)).save(DOCS / "sheet.png", optimize=True)
+        text = page.filled(text, name, lines)
+    durable.write_text(PAGE, text)
+    durable.write_bytes(PICTURES / "comparison-scores.png", page.scatter(found, best))
+    durable.write_bytes(PICTURES / "comparison-fast.png", page.fast_curve(work, units.fast_units(best)))
+    page.sheet(work, best, list(METHODS)).save(PICTURES / "comparison-sheet.png", optimize=True)
 
 
 def main() -> int:

@@ -42,7 +42,23 @@ def gathered(work: Path, best: Mapping[str, float]) -> Results:
     return found
 
 
-def main_table(found: Results, best: Mapping[str, float]) -> list[str]:
+def filled(text: str, name: str, lines: Sequence[str]) -> str:
+    """A Markdown page with what stands between the two comments of a name replaced."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"the page has no {begin} with an end")
+    return "\n".join([f"{before}{begin}", "", *lines, "", f"{end}{after}"])
+
+
+def rates_table(best: Mapping[str, float]) -> list[str]:
+    """With which factor of its published rates each method came out best."""
+    rows = [f"| {method} | {rates(factor)} |" for method, factor in best.items()]
+    return ["| method | learning rates |", "|---|---|", *rows]
+
+
+def main_table(found: Results) -> list[str]:
     """Means over concepts with 95 % intervals; the true pictures above, the untuned model below."""
     lines = ["| method | rates | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     everything = [its for by_concept in found.values() for its in by_concept.values()]

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from attnbooth_cli.engine.families import ComponentPool
+from attnbooth_cli.engine.scores import Interval
 from benchmarks import memory
 from benchmarks.judges import Classifier, InstanceEncoder
 from benchmarks.paper_table import __main__ as command
 from benchmarks.paper_table import page, run, units
+from benchmarks.paper_table.claims import claim_lines, verdict
 from benchmarks.paper_table.units import PUBLISHED, Unit
 from tests.conftest import EXAMPLE
 from tools.tiny.dataset import ATTRIBUTES
@@ -105,18 +107,52 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
     assert command.work_through(table, small, desk, ever)  # nothing is done twice
     assert {path: path.read_bytes() for path in (small / "results").rglob("*.json")} == before
 
-    monkeypatch.setattr(command, "DOCS", tmp_path)
+    shutil.copy(command.PAGE, tmp_path / "page.md")
+    monkeypatch.setattr(command, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(command, "PICTURES", tmp_path)
     monkeypatch.setattr(command, "METHODS", dict.fromkeys(METHODS))
     monkeypatch.setattr(units, "best_factors", lambda work: best)
     command.write_page(small)
-    lines = (tmp_path / "scores.md").read_text().splitlines()
+    written = (tmp_path / "page.md").read_text("utf-8")
+    before_it, _, after_it = command.PAGE.read_text("utf-8").partition("<!-- scores: begin -->")
+    assert written.startswith(before_it[:200])
+    assert written.endswith(after_it[-200:])
+
+    def part(name: str) -> list[str]:
+        return written.split(f"<!-- {name}: begin -->")[1].split(f"<!-- {name}: end -->")[0].strip().splitlines()
+
+    lines = part("scores")
     assert lines[2].startswith("| the true pictures |")
     assert lines[-1].startswith("| the untuned model |")
     rows = len({(unit.label, unit.factor) for unit in table})
     assert len(lines) == 2 + 2 + rows
-    assert len((tmp_path / "differences.md").read_text().splitlines()) == 2 + 3
-    for name in ("scatter.png", "sheet.png", "fast.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert len(part("differences")) == 2 + 3
+    assert len(part("claims")) == 4  # of which both rows were run
+    for name in ("scores", "sheet", "fast"):
+        assert (tmp_path / f"comparison-{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_claim_holds_where_the_whole_interval_says_so() -> None:
+    assert verdict(Interval(0.01, 0.2)) == "held"
+    assert verdict(Interval(-0.01, 0.2)) == "not shown"
+    assert verdict(Interval(-0.2, -0.1)) == "the contrary held"
+    assert verdict(None) == "not shown"
+    assert verdict(Interval(-0.02, 0.01), close=True) == "held"
+    assert verdict(Interval(-0.02, 0.2), close=True) == "not shown"
+    assert verdict(Interval(0.1, 0.2), close=True) == "did not hold"
+
+
+def test_a_claim_of_two_measures_is_told_with_both() -> None:
+    def found(identity: float, text: float) -> dict[str, dict[str, float]]:
+        return {str(k): {"identity": identity + 0.1 * k, "text": text + 0.001 * k} for k in range(8)}
+
+    best = {"attndreambooth": 3.0, "ti-db": 1.0}
+    rows = {("attndreambooth", 3.0): found(0.6, 0.2), ("ti-db", 1.0): found(0.5, 0.2)}
+    (line,) = claim_lines(rows, best)
+    assert "**held in part**" in line
+    assert "identity +0.100 (+0.100 to +0.100), text +0.000" in line
+    rows[("attndreambooth", 3.0)] = found(0.6, 0.3)
+    assert "**held**" in claim_lines(rows, best)[0]
 
 
 def test_a_unit_is_anyones_whose_owner_has_gone(tmp_path: Path) -> None:
