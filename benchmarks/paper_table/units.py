@@ -248,9 +248,9 @@ def _taken(file: Path) -> bool:
     return False
 
 
-def best_factors(work: Path) -> dict[str, float]:
-    """With which factor every method's pictures come out best on the tuning concepts, see `merit`."""
-    return {method: _ranked(work, method, _searched_on())[0] for method in searched()}
+def best_factors(work: Path, methods: Sequence[str] = ()) -> dict[str, float]:
+    """With which factor the pictures of these methods (all) come out best on the tuning concepts, see `merit`."""
+    return {method: _ranked(work, method, _searched_on())[0] for method in methods or searched()}
 
 
 def _searched_on() -> list[str]:
