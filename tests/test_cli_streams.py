@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -71,13 +70,18 @@ for line in {lines!r}:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_is_immediate() -> None:
-    def seconds() -> float:
-        started = time.monotonic()
-        assert run_program("--help").code == 0
-        return time.monotonic() - started
-
-    assert min(seconds() for _ in range(3)) < 0.5
+def test_help_loads_nothing_slow() -> None:
+    """How long it takes is `benchmarks/startup.py`'s to say; what makes it slow are imports."""
+    program = """
+import sys
+from attnbooth_cli.cli.app import run
+run(["--help"])
+slow = {"torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "pydantic", "ray", "matplotlib", "asyncio"}
+loaded = slow & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
