@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import example_project, weights
@@ -26,11 +27,11 @@ FOLDER = Path("build/soak")
 """What `faults` has done already, so that it goes on there."""
 
 
-def faults(folder: Path, names: list[str], word: str) -> str:
-    """Every call of the named commands that has `word` in it."""
+def faults(folder: Path, names: list[str], kinds: Sequence[Kind], word: str) -> str:
+    """Every call of the named commands that has `word` in it, in each of these ways."""
     tried = 0
     with in_process(folder) as trials:
-        for kind in KINDS:
+        for kind in kinds:
             for name in names:
                 tried += try_all(trials[name], kind, folder / f"{name}-{kind.replace(' ', '-')}.txt", say, word)
     return f"{tried} calls{f' of {word}' if word else ''} of {', '.join(names)} went wrong"
@@ -92,6 +93,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=None, help="kills (200), or trainings of the crowd (50)")
     parser.add_argument("--alive", type=int, default=8)
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="of faults; may be repeated")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="of faults: both, or this one")
     parser.add_argument("--calls", default="", metavar="WORD", help="of faults: calls with this word in them")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -100,7 +102,7 @@ def main() -> int:
         match chosen.step:
             case "faults":
                 FOLDER.mkdir(parents=True, exist_ok=True)
-                done = faults(FOLDER, chosen.only or list(SCENARIOS), chosen.calls)
+                done = faults(FOLDER, chosen.only or list(SCENARIOS), chosen.kind or KINDS, chosen.calls)
             case "kills":
                 done = kill(Path(folder), chosen.count or 200, chosen.seed)
             case _:
