@@ -95,6 +95,30 @@ def test_a_damaged_stage_is_done_again(cli: Cli, interrupted: Path, trained_once
     assert after_attention(interrupted) == after_attention(trained_once)
 
 
+@pytest.mark.parametrize("command", ["train", "resume"])
+@pytest.mark.parametrize("damage", [flip_byte, truncate, Path.unlink], ids=["changed", "cut short", "deleted"])
+def test_a_damaged_concept_is_made_again(
+    cli: Cli, trained: Path, trained_once: Path, damage: Callable[[Path], None], command: str
+) -> None:
+    damage(trained / "concept" / "unet" / "diffusion_pytorch_model.safetensors")
+    refused = cli("generate", trained, "a {}")
+    assert (refused.code, f"attnbooth resume {trained}" in refused.err) == (5, True)
+    done = cli(command, trained, *(SHORT if command == "train" else ()), "--json")
+    assert (done.code, "it is made again" in done.err) == (0, True)
+    assert {event["stage"] for event in done.named("step")} == {"unet"}
+    assert weights(trained) == weights(trained_once)
+
+
+def test_status_names_the_newest_checkpoint(cli: Cli, interrupted: Path) -> None:
+    """Not the last of the alphabet: "embedding" comes after "attention"."""
+    source = next((interrupted / RUN / "checkpoints").glob("attention-*"))
+    for name in ("embedding-000002", "attention-000001"):
+        shutil.copytree(source, interrupted / RUN / "checkpoints" / name)
+    (run,) = cli("status", interrupted, "--json").document["runs"]
+    assert run["checkpoints"] == ["embedding-000002", "attention-000001", "attention-000004", "attention-000005"]
+    assert "checkpoint attention-000005" in " ".join(cli("status", interrupted).out.split())
+
+
 @pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["cut short", "deleted"])
 def test_the_state_file_is_rebuilt(cli: Cli, interrupted: Path, damage: Callable[[Path], None]) -> None:
     damage(interrupted / "state.json")
@@ -145,7 +169,7 @@ def test_a_damaged_concept_is_refused(cli: Cli, trained: Path, name: str) -> Non
         done = cli(*command)
         assert done.code == 5
         assert str(path) in done.err
-        assert "--restart" in done.err.splitlines()[-1]
+        assert f"attnbooth resume {trained}" in done.err.splitlines()[-1]
     assert snapshot(trained) == before
     path.unlink()
     assert cli("generate", trained, "a {}").code == 5

@@ -71,7 +71,7 @@ def test_a_signal_stops_training_with_everything_saved(
     last = [event for event in events if event["event"] == "step"][-1]
     if last["step"] < last["steps"]:
         assert checkpoints(project) == [f"{last['stage']}-{last['step']:06d}"]
-    assert "finishing this step, then saving" in err
+    assert "stopping after this step, and saving" in err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == f"hint: attnbooth resume {project}"
     assert leftovers(project) == []

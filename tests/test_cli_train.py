@@ -94,6 +94,8 @@ def test_a_folder_that_is_not_there(cli: Cli, tmp_path: Path, command: str) -> N
     assert done.code == 2
     assert "there is no folder" in done.err
     assert not (tmp_path / "absent").exists()
+    (tmp_path / "file").touch()
+    assert "is a file, and a project is a folder" in cli(command, tmp_path / "file").err
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------
@@ -303,6 +305,8 @@ def test_a_smoke_test_does_not_replace_a_real_concept(cli: Cli, trained: Path) -
     done = cli("train", trained, "--smoke", "--until", "embedding")
     assert done.code == 0
     assert "concept/ holds a real concept" in done.err
+    assert "concept:" not in done.out
+    assert "attnbooth generate" not in done.out
     assert snapshot(trained / "concept") == before
     assert state(trained)["concept_run"] == "001-attndreambooth"
 

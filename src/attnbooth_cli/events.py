@@ -117,6 +117,7 @@ class Finished:
     """The run is complete.
 
     Attributes:
+        concept: Where the result is; None of a smoke test that found a real concept there.
         nothing_to_do: The concept was finished before; nothing was computed.
         remaining: Stages the plan has beside those that are done (after `--until`).
         report: The page about the run, if there is one.
@@ -124,7 +125,7 @@ class Finished:
 
     name: ClassVar[str] = "done"
     run: str
-    concept: str
+    concept: str | None
     stages: tuple[str, ...]
     seconds: float
     samples: tuple[str, ...] = ()

@@ -114,7 +114,8 @@ def test_a_misspelt_setting_names_the_nearest(assignment: str, hint: str) -> Non
 @pytest.mark.parametrize(
     "assignment",
     ["train.unet.steps=0", "train.unet.steps=1.5", "train.unet.steps=many", "train.seed=-1", "train.resolution=65",
-     "train.embedding.learning_rate=nan", "train.regulariser=3", "train.precision=half", "train.prompt=a photo"],
+     "train.embedding.learning_rate=nan", "train.regulariser=3", "train.precision=half", "train.prompt=a photo",
+     "train.unet.batch_size=4097"],
 )  # fmt: skip
 def test_a_wrong_value_is_refused(assignment: str) -> None:
     with pytest.raises(InputError, match=assignment.split("=")[0].replace(".", r"\.")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,12 +16,10 @@ from attnbooth_cli.cli.generate import generate
 from attnbooth_cli.cli.init import init
 from attnbooth_cli.cli.inspect_attn import inspect_attn
 from attnbooth_cli.cli.status import status
+from attnbooth_cli.cli.streams import BROKEN_PIPE, lasting_streams, silence
 from attnbooth_cli.cli.take import take
 from attnbooth_cli.cli.train import resume, train
 from attnbooth_cli.errors import BoothError, InputError
-
-BROKEN_PIPE = 141
-"""128 + SIGPIPE: whoever read our stdout has gone."""
 
 app = typer.Typer(
     name="attnbooth",
@@ -63,17 +60,19 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: Without the program's name.
     """
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the life of the process
-    try:
-        return _answer(arguments or ["--help"])
-    except (BrokenPipeError, SystemExit) as error:
-        # Typer turns a broken pipe into an exit of its own.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise
-        # Python would complain again while flushing stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    with lasting_streams():
+        try:
+            code = _answer(arguments or ["--help"])
+        except (BrokenPipeError, SystemExit) as error:
+            # Typer turns a broken pipe into an exit of its own.
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+                raise
+            code = BROKEN_PIPE
+        try:
+            sys.stdout.flush()
+        except OSError:
+            silence(sys.stdout)
+        return code
 
 
 def _answer(arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -87,7 +88,8 @@ class Console:
 
     def failure(self, error: BoothError, project: object = None, run: str | None = None) -> None:
         """An error, with what to do about it as the last line; also as JSON when asked for."""
-        self.document("error", project, run, exit_code=error.exit_code, message=error.message, hint=error.hint)
+        with contextlib.suppress(OSError):  # stdout may be what failed
+            self.document("error", project, run, exit_code=error.exit_code, message=error.message, hint=error.hint)
         if self.verbose:
             traceback.print_exception(error, file=sys.stderr)
         word = "stopped" if error.exit_code > 128 else "error"

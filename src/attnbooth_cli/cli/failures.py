@@ -19,6 +19,10 @@ def explain(error: Exception) -> BoothError:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return ResourceError(f"cannot write {error.filename or 'the output'}: {error.strerror}", "free some space")
+    if isinstance(error, OSError) and error.errno == errno.EIO:  # of a terminal: its window was closed
+        return ResourceError(
+            f"cannot use {error.filename or 'the output'}: {error.strerror}", "is its device still there?"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return InputError(f"{error.filename or 'a path'} cannot be used: {error.strerror}", "choose another name")
     if isinstance(error, PermissionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import exit_code
 from attnbooth_cli.cli.failures import explain
 from attnbooth_cli.cli.outcomes import Outcome, close, failed, succeeded
+from attnbooth_cli.cli.streams import silence
 from attnbooth_cli.engine.cluster import parse_resources, require_ray, train_many
 from attnbooth_cli.engine.cluster_head import Crew
 from attnbooth_cli.engine.cluster_worker import Work
@@ -127,5 +129,20 @@ def reporter(
             console.document(event.name, root, fields.pop("run"), **fields)
         if isinstance(event, Finished):
             finished.append(event)
+
+    return report
+
+
+def until_refused(emit: Emit, refused: list[OSError]) -> Emit:
+    """The same, until stdout fails for the first time; that is noted, and nothing more is said."""
+
+    def report(event: Event) -> None:
+        if refused:
+            return
+        try:
+            emit(event)
+        except OSError as error:
+            silence(sys.stdout)
+            refused.append(error)
 
     return report

@@ -59,13 +59,17 @@ def plan_lines(event: Started) -> list[str]:
     """What will happen and how long it should take, before it starts."""
     stages = ", ".join(f"{name} ({steps} steps)" for name, steps in event.stages) or "none left"
     return [
-        f"learning {event.token} ({event.category}) from {event.pictures} pictures",
+        f"learning {event.token} ({event.category}) from {event.pictures} picture{'s' if event.pictures != 1 else ''}",
         *(["  a smoke test, which learns next to nothing"] if event.smoke else []),
         f"  on {event.base_model}, {event.resolution} pixels, {event.device}, {event.precision}",
         f"  stages: {stages}",
         *([f"  continuing from step {event.resumed_from}"] if event.resumed_from else []),
-        *([f"  about {duration(event.estimated_seconds)}, from a trial step"] if event.estimated_seconds else []),
+        *([f"  {_about(event.estimated_seconds)}, from a trial step"] if event.estimated_seconds else []),
     ]
+
+
+def _about(seconds: float) -> str:
+    return f"about {duration(seconds)}" if seconds >= 1 else duration(seconds)
 
 
 class _Lines:

@@ -34,13 +34,16 @@ def stop_at_safe_points(say: Callable[[str], None]) -> Iterator[Callable[[], int
         if received:
             if sys.stderr.isatty():
                 sys.stderr.write("\x1b[?25h")  # progress bars hide the cursor
+            sys.stderr.write("stopped at once; the last saved state is whole\n")
             os._exit(128 + number)
         received = number
-        say("finishing this step, then saving; once more stops at once")
+        say("stopping after this step, and saving; once more stops at once")
 
     def asked() -> int:
+        nonlocal received
         if not received and file and os.path.exists(file):  # noqa: PTH110 - asked after every step
-            note(signal.SIGTERM, None)
+            received = signal.SIGTERM
+            say(f"stopping after this step, and saving: there is a file {file} ({STOP_FILE}), which is yours to remove")
         return received
 
     with _handling(note, _NOTICES):

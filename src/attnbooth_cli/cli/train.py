@@ -19,11 +19,12 @@ from attnbooth_cli.cli.first_use import heavy_imports
 from attnbooth_cli.cli.init import summary
 from attnbooth_cli.cli.inline import show_pictures
 from attnbooth_cli.cli.layout import command_lines, outlook_lines, path_lines, settings_lines, wrapped
-from attnbooth_cli.cli.many import chosen_projects, crew_of, reporter, spread
+from attnbooth_cli.cli.many import chosen_projects, crew_of, reporter, spread, until_refused
 from attnbooth_cli.cli.outcomes import Outcome, close, failed, succeeded
+from attnbooth_cli.cli.streams import BROKEN_PIPE
 from attnbooth_cli.engine.cluster_head import RETRIES, ShouldStop
 from attnbooth_cli.engine.cluster_worker import Work
-from attnbooth_cli.errors import BoothError
+from attnbooth_cli.errors import BoothError, StoppedError
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.shell import command
 
@@ -207,8 +208,21 @@ def _run(console: Console, projects: list[Path], one: Callable[..., object]) -> 
     def train_one(root: Path) -> None:
         starts[root] = time.monotonic()
         finished: list[Finished] = []
-        with shown(console) as show:
-            one(root, reporter(console, root, show, runs, finished), should_stop, pool)
+        refused: list[OSError] = []  # by stdout, whose reader has gone or whose disk is full
+
+        def asked() -> int:
+            return should_stop() or (BROKEN_PIPE - 128 if refused else 0)
+
+        try:
+            with shown(console) as show:
+                said = reporter(console, root, show, runs, finished)
+                one(root, until_refused(said, refused), asked, pool)
+        except StoppedError as stop:
+            if stop.exit_code != BROKEN_PIPE:
+                raise
+            console.message(f"the output cannot be written; {stop.message}, and `{stop.hint}` goes on")
+        if refused:
+            raise refused[0]
         outcomes[root] = succeeded(finished[-1] if finished else None, time.monotonic() - starts[root])
         for event in finished:  # after the bars are gone
             show_pictures(console, event.samples[-1:])
@@ -240,11 +254,14 @@ def _summary(root: Path, event: Finished, width: int) -> Iterable[str]:
         yield from command_lines(again, command("train", root, "--restart"), width)
         return
     yield f"done in {duration(event.seconds)}: {', '.join(event.stages)}"
-    yield from path_lines("concept:", event.concept, width)
+    if event.concept:
+        yield from path_lines("concept:", event.concept, width)
     for path in event.samples:
         yield from path_lines("sample: ", path, width)
     if event.report:
         yield from path_lines("report: ", event.report, width)
+    if not event.concept:
+        return
     generate = f'{command("generate", root)} "a photo of a {{}} on a beach" -n 4 --grid'
     yield from command_lines("next:   ", generate, width)
 

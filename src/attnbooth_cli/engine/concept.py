@@ -282,14 +282,14 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
     Raises:
         DamagedError: files are missing, damaged, or do not fit this base model.
     """
-    verify(card, f"restore it from a copy, or {command('train', project.root, '--restart')}")
+    verify(card, f"restore it from a copy, or make it again: {command('resume', project.root)}")
     (encoder,) = components.text_encoders
     add_placeholder(encoder.tokenizer, encoder.model, card.placeholder)
     stored = list(read_tensors(card.folder / EMBEDDINGS).values())
     if len(stored) != 1 or stored[0].dtype not in _FLOATS or not all_finite({EMBEDDINGS: stored[0]}):
         raise DamagedError(
             f"{card.folder / EMBEDDINGS} does not hold one tensor of finite numbers",
-            f"restore it from a copy, or {command('train', project.root, '--restart')}",
+            f"restore it from a copy, or make it again: {command('resume', project.root)}",
         )
     rows = stored[0]
     width = encoder.model.get_input_embeddings().weight.shape[1]

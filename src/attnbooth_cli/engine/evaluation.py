@@ -82,7 +82,7 @@ def evaluate(
     options = options or EvalOptions()
     bench = open_bench(root, options, emit, concept.read_card, pool or ComponentPool())
     card = bench.sitting.card
-    concept.verify(card, f"restore it from a copy, or {command('train', bench.project.root, '--restart')}")
+    concept.verify(card, f"restore it from a copy, or make it again: {command('resume', bench.project.root)}")
     return _written(bench, _score(bench, card, card.stage(options.stage)))
 
 

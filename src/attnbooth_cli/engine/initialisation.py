@@ -164,6 +164,8 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
         check_declaration(root, declaration)
         return None
     if not root.is_dir():
+        if root.exists():
+            raise InputError(f"{root} is a file, and a project is a folder", "give the project's folder")
         raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
     from attnbooth_cli.engine.devices import decided_by_main
 

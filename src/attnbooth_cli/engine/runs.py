@@ -183,9 +183,18 @@ def record(project: Project, run: Run, concept_run: str | None = None) -> None:
 
 
 def is_current(project: Project, run: Run) -> bool:
-    """Whether `concept/` holds the result of a run; a smoke test's is put there only where there is no real one."""
+    """Whether `concept/` holds the result of a run, every file whole.
+
+    A smoke test's is put there only where there is no real one.
+    """
     card = read_json_object(project.concept / concept.CARD) or {}
-    return bool(card) if run.smoke else card.get("run") == run.name
+    if run.smoke or card.get("run") != run.name:
+        return bool(card) and run.smoke
+    try:
+        concept.verify(concept.read_card(project), "")
+    except DamagedError:
+        return False
+    return True
 
 
 def logged(folder: RunFolder, emit: Emit) -> Emit:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from attnbooth_cli.engine.methods import STAGE_NAMES
 from attnbooth_cli.project.documents import read_json_object
 from attnbooth_cli.project.project import open_project
 from attnbooth_cli.project.shell import command
@@ -53,4 +54,8 @@ def _snapshots(run: Path) -> list[str]:
 
 
 def _checkpoints(run: Path) -> list[str]:
-    return sorted(path.parent.name for path in run.glob("checkpoints/*/checkpoint.json"))
+    """Oldest first: by stage, and by step, which their names have in six digits."""
+    found = (path.parent.name for path in run.glob("checkpoints/*/checkpoint.json"))
+    stages: list[str] = list(STAGE_NAMES)
+    ours = (name for name in found if name.partition("-")[0] in stages)
+    return sorted(ours, key=lambda name: (stages.index(name.partition("-")[0]), name))

@@ -64,7 +64,7 @@ def make_study(
     shared = _require_alike(*sides)
     made, paths = 0, []
     for its in sides:
-        concept.verify(its.card, f"restore it from a copy, or {command('train', its.project.root, '--restart')}")
+        concept.verify(its.card, f"restore it from a copy, or make it again: {command('resume', its.project.root)}")
         asked = [its.card.placeholder.prompt(text) for text in its.question.prompts]
         found, new = its.pictures_of(its.card, its.card.stage(options.stage), asked)
         paths.append([path for row in found for path in row])

@@ -127,8 +127,7 @@ def train(
 
         run = decided_by_main(decide, resolve_device(plan.device))
         wanted = {stage.name for stage in plan.stages_until(until)}
-        if run.status == "done" and wanted <= set(run.stages) and is_current(project, run):
-            emit(_nothing_to_do(project, run))
+        if _settled(project, run, wanted, emit):
             return project
         as_asked = continued(read_plan(RunFolder(project, run.name)), plan)
         pool, manifest, base = pool or ComponentPool(), prepared.manifest, prepared.base
@@ -169,8 +168,7 @@ def resume(
         plan = read_plan(RunFolder(project, run.name))
         until = next((name for name in STAGE_NAMES if name == run.until and run.status != "done"), None)
         wanted = {stage.name for stage in plan.stages_until(until)}
-        if run.status == "done" and wanted <= set(run.stages) and is_current(project, run):
-            emit(_nothing_to_do(project, run))
+        if _settled(project, run, wanted, emit):
             return project
         _require_libraries(plan, until)
         if changed := edited(plan, manifest):
@@ -278,15 +276,16 @@ def _execute(
             if stage is not remaining[-1]:
                 session.stop_if_asked()
     page: Path | None = None
+    published = True
     if accelerator.is_main_process:
-        _finish(session, run, finished)
+        published = _finish(session, run, finished)
         if report:
             page = _report(session, finished, picture_paths, time.monotonic() - started)
     accelerator.wait_for_everyone()
     emit(
         Finished(
             run=run.name,
-            concept=str(project.concept),
+            concept=str(project.concept) if published else None,
             stages=finished,
             seconds=time.monotonic() - started,
             samples=tuple(session.samples),
@@ -378,20 +377,25 @@ def _load(subject: Subject, stage: Stage, plan: Plan, result: Checkpoint) -> Non
     write_rows(encoder.tokenizer, encoder.model, subject.placeholder, subject.rows)
 
 
-def _finish(session: Session, run: Run, finished: tuple[StageName, ...]) -> None:
-    """Publishes the concept, makes it current, and drops what only an unfinished run needs."""
+def _finish(session: Session, run: Run, finished: tuple[StageName, ...]) -> bool:
+    """Publishes the concept, makes it current, and drops what only an unfinished run needs.
+
+    Returns:
+        False where a smoke test found a real concept, which stays.
+    """
     project, plan, folder = session.project, session.plan, session.folder
     current = read_json_object(project.concept / concept.CARD)
     if plan.smoke and current and not current.get("smoke"):
         session.emit(Warned("concept/ holds a real concept, so the smoke test's result was not put there"))
         record(project, replace(run, stages=finished, status="done"))
-        return
+        return False
     last = next(stage for stage in plan.stages if stage.name == finished[-1])
     concept.publish(project.concept, session.result(finished, last.steps))
     record(project, replace(run, stages=finished, status="done"), concept_run=folder.name)
     checkpoint.drop(folder.checkpoints, finished)
     if "unet" in finished:
         shutil.rmtree(folder.stages / "unet", ignore_errors=True)
+    return True
 
 
 def _report(
@@ -417,6 +421,17 @@ def _report(
 def _last_real_run(state: State) -> Run:
     """The newest run that is no smoke test, or the newest if all are."""
     return next((run for run in reversed(state.runs) if not run.smoke), state.runs[-1])
+
+
+def _settled(project: Project, run: Run, wanted: set[StageName], emit: Emit) -> bool:
+    """Whether a run has done all that is wanted of it; says so, or that its result is lost and made again."""
+    if run.status != "done" or not wanted <= set(run.stages):
+        return False
+    if is_current(project, run):
+        emit(_nothing_to_do(project, run))
+        return True
+    emit(Warned(f"concept/ does not hold the result of {run.name}, or not whole; it is made again"))
+    return False
 
 
 def _nothing_to_do(project: Project, run: Run) -> Finished:

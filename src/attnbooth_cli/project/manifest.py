@@ -41,7 +41,7 @@ class StageTable(_Table):
     enabled: bool | None = None
     steps: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] | None = None
-    batch_size: Positive | None = None
+    batch_size: Annotated[int, Field(gt=0, le=4096)] | None = None
     mean_weight: Weight | None = None
     variance_weight: Weight | None = None
     prior_weight: Weight | None = None

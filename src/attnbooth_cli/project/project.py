@@ -83,6 +83,8 @@ def open_project(root: Path) -> tuple[Project, Manifest]:
 
     project = Project(Path(root))
     if not project.root.is_dir():
+        if root.exists():
+            raise InputError(f"{root} is a file, and a project is a folder", "give the project's folder")
         raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
     if not project.manifest.exists():
         raise InputError(
