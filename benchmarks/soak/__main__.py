@@ -27,13 +27,14 @@ FOLDER = Path("build/soak")
 """What `faults` has done already, so that it goes on there."""
 
 
-def faults(folder: Path, names: list[str], kinds: Sequence[Kind], word: str) -> str:
-    """Every call of the named commands that has `word` in it, in each of these ways."""
+def faults(folder: Path, names: list[str], kinds: Sequence[Kind], word: str, once: bool) -> str:
+    """Every call of the named commands that has `word` in it, or the first of its like, in each of these ways."""
     tried = 0
     with in_process(folder) as trials:
         for kind in kinds:
             for name in names:
-                tried += try_all(trials[name], kind, folder / f"{name}-{kind.replace(' ', '-')}.txt", say, word)
+                record = folder / f"{name}-{kind.replace(' ', '-')}.txt"
+                tried += try_all(trials[name], kind, record, say, word, once=once)
     return f"{tried} calls{f' of {word}' if word else ''} of {', '.join(names)} went wrong"
 
 
@@ -95,6 +96,7 @@ def main() -> int:
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="of faults; may be repeated")
     parser.add_argument("--kind", choices=KINDS, action="append", help="of faults: both, or this one")
     parser.add_argument("--calls", default="", metavar="WORD", help="of faults: calls with this word in them")
+    parser.add_argument("--once", action="store_true", help="of faults: of calls that are alike, the first alone")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     began = time.monotonic()
@@ -102,7 +104,7 @@ def main() -> int:
         match chosen.step:
             case "faults":
                 FOLDER.mkdir(parents=True, exist_ok=True)
-                done = faults(FOLDER, chosen.only or list(SCENARIOS), chosen.kind or KINDS, chosen.calls)
+                done = faults(FOLDER, chosen.only or list(SCENARIOS), chosen.kind or KINDS, chosen.calls, chosen.once)
             case "kills":
                 done = kill(Path(folder), chosen.count or 200, chosen.seed)
             case _:

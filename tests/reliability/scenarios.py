@@ -10,6 +10,7 @@ import gc
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -198,8 +199,13 @@ def in_process(folder: Path) -> Iterator[dict[str, Trial]]:
         yield {name: Trial(its, starts, Path(scratch) / name / "p", call) for name, its in SCENARIOS.items()}
 
 
-def try_all(trial: Trial, kind: Kind, record: Path, say: Callable[[str], None], word: str = "") -> int:
+def try_all(
+    trial: Trial, kind: Kind, record: Path, say: Callable[[str], None], word: str = "", *, once: bool = False
+) -> int:
     """Lets every call that has `word` in it go wrong in turn, but those a record says have been tried.
+
+    Args:
+        once: Of calls that are alike but for numbers in a file's name, the first alone.
 
     Returns:
         How many that were, those of the record included.
@@ -207,6 +213,9 @@ def try_all(trial: Trial, kind: Kind, record: Path, say: Callable[[str], None], 
     calls, expected = trial.undisturbed(kind)
     done = set(record.read_text().split()) if record.exists() else set()
     meant = [number for number, its in enumerate(calls, 1) if word in its]
+    if once:
+        first = {re.sub(r"[0-9a-f]{8,}|\d+", "#", calls[number - 1]): number for number in reversed(meant)}
+        meant = sorted(first.values())
     for number in meant:
         if str(number) not in done:
             trial.disturbed(number, kind, expected)
