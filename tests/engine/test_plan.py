@@ -168,7 +168,7 @@ def test_smoke_is_two_steps_of_two_whatever_else_is_said() -> None:
 @given(
     st.dictionaries(
         st.sampled_from([key for key in setting_keys() if key.endswith((".steps", ".batch_size"))]),
-        st.integers(1, 10**6),
+        st.integers(1, 4096),
         max_size=6,
     )
 )
