@@ -22,7 +22,7 @@ from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.lock import locked
 from attnbooth_cli.project.manifest import check_category, check_token, manifest_text
-from attnbooth_cli.project.project import MANIFEST_NAME, Project, open_project
+from attnbooth_cli.project.project import MANIFEST_NAME, Project, open_project, require_folder
 from attnbooth_cli.project.samples import slug
 from attnbooth_cli.project.shell import command
 
@@ -163,10 +163,7 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
     if project.manifest.exists():
         check_declaration(root, declaration)
         return None
-    if not root.is_dir():
-        if root.exists():
-            raise InputError(f"{root} is a file, and a project is a folder", "give the project's folder")
-        raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
+    require_folder(root)
     from attnbooth_cli.engine.devices import decided_by_main
 
     return decided_by_main(lambda: init(root, **dataclasses.asdict(declaration), emit=emit, bars=bars))

@@ -73,6 +73,19 @@ class Project:
         return self.root.resolve().name
 
 
+def require_folder(root: Path) -> None:
+    """Refuses what is no folder.
+
+    Raises:
+        InputError: it is a file, or there is nothing.
+    """
+    if root.is_dir():
+        return
+    if root.exists():
+        raise InputError(f"{root} is a file, and a project is a folder", "give the project's folder")
+    raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
+
+
 def open_project(root: Path) -> tuple[Project, Manifest]:
     """Finds a project and reads its manifest.
 
@@ -82,10 +95,7 @@ def open_project(root: Path) -> tuple[Project, Manifest]:
     from attnbooth_cli.project.manifest import read_manifest  # pydantic: most of the time of a --help that does without
 
     project = Project(Path(root))
-    if not project.root.is_dir():
-        if root.exists():
-            raise InputError(f"{root} is a file, and a project is a folder", "give the project's folder")
-        raise InputError(f"there is no folder {root}", command("init", root, "--category", "cat", "--images", "PHOTOS"))
+    require_folder(project.root)
     if not project.manifest.exists():
         raise InputError(
             f"{root} is not a concept project (no {MANIFEST_NAME})", command("init", root, "--category", "...")
