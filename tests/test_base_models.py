@@ -255,6 +255,24 @@ def test_broken_index(tmp_path: Path, data: bytes) -> None:
         resolve(str(folder))
 
 
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "vae", "model_index.json"])
+def test_links_out_of_a_folder_are_refused_and_those_of_a_cache_are_not(tmp_path: Path, name: str) -> None:
+    for root, place, refuses in (
+        (tmp_path / "a" / "model", tmp_path / "elsewhere", True),
+        (tmp_path / "b" / "model", tmp_path / "b" / "model" / "inside", False),
+        (tmp_path / "c" / "snapshots" / "1", tmp_path / "c" / "blobs" / "1", False),
+        (tmp_path / "d" / "snapshots" / "1", tmp_path / "d" / "others", True),
+    ):
+        write(root, pipeline())
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (root / name).rename(place)
+        (root / name).symlink_to(place)
+        if refuses:
+            refused(InputError, "leads out of", ref=str(root))
+        else:
+            assert resolve(str(root)).path == root
+
+
 def test_incomplete_folders(tmp_path: Path) -> None:
     refused(InputError, "no model_index.json", ref=str(write(tmp_path / "a", {"x.txt": b""})))
     files = pipeline()

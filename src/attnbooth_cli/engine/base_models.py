@@ -32,6 +32,7 @@ from attnbooth_cli.engine.identify import (
     native_resolution,
     prediction_type,
     read_json,
+    require_own_files,
     require_weights,
 )
 from attnbooth_cli.engine.model_files import CLIP, JudgeKind
@@ -156,6 +157,7 @@ def resolve_judge(
             folder = found
     shared = kind == CLIP and not (folder / "config.json").exists() and (folder / "clip").is_dir()
     model = folder / "clip" if shared else folder
+    require_own_files(model, ["."])
     found_type = read_json(model / "config.json").get("model_type")
     if found_type != kind.model_type:
         raise InputError(

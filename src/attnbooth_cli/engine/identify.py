@@ -86,6 +86,7 @@ def identify(folder: Path, *, weights: bool = True) -> str:
     """
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is not a diffusers pipeline: it has no model_index.json", USE_INSTEAD)
+    require_own_files(folder, ["model_index.json", *_CLASSES])
     index = read_json(folder / "model_index.json")
     name = index.get("_class_name")
     if isinstance(name, list):
@@ -161,6 +162,24 @@ def _unsupported(place: Path, what: str) -> InputError:
     return InputError(
         f"{place} is {what}; supported are Stable Diffusion 1.x and 2.x text-to-image models", USE_INSTEAD
     )
+
+
+def require_own_files(folder: Path, names: Sequence[str]) -> None:
+    """Refuses links that lead out of a model's folder, but those of the hub's cache, which lead to its `blobs`.
+
+    Args:
+        names: What is read in the folder: files, and folders with all that is in them.
+
+    Raises:
+        InputError: one does.
+    """
+    root = folder.resolve()
+    homes = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]
+    for name in names:
+        place = folder / name
+        for path in (place, *(place.iterdir() if place.is_dir() else ())):
+            if not any(path.resolve().is_relative_to(home) for home in homes):
+                raise InputError(f"{path} leads out of {folder}", "copy what it leads to into the folder")
 
 
 def _require_class(folder: Path, part: str, value: Any, library: str, classes: re.Pattern[str]) -> None:
