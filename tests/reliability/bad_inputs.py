@@ -299,7 +299,7 @@ PROMPTS = (
 def model(place: Path, changes: dict[str, bytes | None] | None = None) -> Path:
     """A folder `model`, the bundled one with some files changed or, with None, missing."""
     folder = place / "model"
-    shutil.copytree(TINY, folder, copy_function=os.symlink)
+    shutil.copytree(TINY, folder)
     for name, data in (changes or {}).items():
         path = folder / name
         path.unlink(missing_ok=True)
