@@ -17,7 +17,7 @@ from attnbooth_cli.engine import footprint
 from attnbooth_cli.engine.attention import cross_attention_modules, fused, recording_statistics
 from attnbooth_cli.engine.base_models import bundled_folder
 from attnbooth_cli.engine.losses import attention_regularisation
-from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, LORA, Stage
+from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, LORA, AdamW, Stage
 from tests.engine.test_layouts import BLOCKS
 
 STAGES = {stage.name: stage for stage in ATTNDREAMBOOTH.stages}
@@ -119,6 +119,21 @@ def test_checkpointing_needs_less_memory_and_more_arithmetic() -> None:
     assert footprint.step_bytes(walked, stage, 8, checkpointing=True) < 0.5 * footprint.step_bytes(walked, stage, 8)
     assert footprint.step_operations(walked, stage, checkpointing=True) > footprint.step_operations(walked, stage)
     assert footprint.step_bytes(walked, stage, 1) < footprint.step_bytes(walked, stage, 2)
+
+
+def test_gradients_that_are_used_up_early_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint, "GRADIENTS_HELD", 2**20)
+    with FakeTensorMode():
+        unet = made("sd15")
+    walked = footprint.parts(unet.config, 8)  # few activations beside the weights
+    stage = replace(STAGES["unet"], batch_size=1)
+    late, early = (footprint.step_bytes(walked, stage, 1, early=its) for its in (False, True))
+    activations = footprint.kept_bytes(walked, stage, 1)
+    assert late > 4 * unet.num_parameters()
+    assert activations <= early < late
+    assert early < activations + footprint.GRADIENTS_HELD + 4 * max(part.weights for part in walked)
+    assert footprint.updates_early(stage, 1, AdamW(), "adamw")
+    assert not footprint.updates_early(replace(stage, batch_size=2), 1, AdamW(), "adamw")
 
 
 def test_other_kinds_of_u_net_are_not_guessed_at() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
-from attnbooth_cli.engine.methods import OptimizerName, Stage
+from attnbooth_cli.engine.methods import AdamW, OptimizerName, Stage
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -22,6 +22,9 @@ MOMENT_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw8bit": 2, "paged_ada
 """Bytes of a weight's two moments, without the scales of blocks (1/32 byte more)."""
 PAGED: tuple[OptimizerName, ...] = ("paged_adamw8bit",)
 """Whose moments need not be in the device's memory."""
+GRADIENTS_HELD = 64 * 2**20
+"""Bytes of gradients that are complete before their weights are updated, where that happens during the backward pass
+(`optimizers.updating_early`): a twentieth of stage `unet`'s, and few enough updates not to cost time. Our choice."""
 COLUMNS = 2
 """Prompt positions whose attention the regulariser reads: one of [V], one of the category."""
 
@@ -80,11 +83,16 @@ def parts(config: Mapping[str, Any], side: int, *, tokens: int = 77, recorded: b
     return tuple(_walk(config, side, tokens, recorded))
 
 
-def step_bytes(walked: Sequence[Part], stage: Stage, batch: int, *, checkpointing: bool = False) -> int:
+def step_bytes(
+    walked: Sequence[Part], stage: Stage, batch: int, *, checkpointing: bool = False, early: bool = False
+) -> int:
     """Bytes of activations and gradients in float32 at the peak of a step of `batch` samples at once.
 
     The backward pass is gone through part by part: activations go as gradients come. What is worked on holds its
     activations' gradients beside them, and under checkpointing the activations of its unit computed anew.
+
+    Args:
+        early: Whether gradients are used up as they come, see `updates_early`.
     """
     whole = [kept * batch * FLOAT for kept in _kept(walked, stage)]
     held = [part.entry * batch * FLOAT if checkpointing else kept for part, kept in zip(walked, whole, strict=True)]
@@ -96,7 +104,20 @@ def step_bytes(walked: Sequence[Part], stage: Stage, batch: int, *, checkpointin
         gradients += part.weights * FLOAT * is_trained(part, stage)
         peak = max(peak, before + gradients + (unit if checkpointing and part.unit[0] in CHECKPOINTED else 0) + full)
         before -= kept
+        if early and gradients >= GRADIENTS_HELD:
+            gradients = 0
     return peak
+
+
+def updates_early(stage: Stage, batch: int, constants: AdamW, optimizer: OptimizerName) -> bool:
+    """Whether a stage updates weights during the backward pass: where it is the step's only one, and nothing needs all
+    gradients at once.
+
+    Args:
+        batch: Samples at once.
+    """
+    once = batch >= stage.batch_size and not stage.prior_weight and not stage.contextual
+    return once and constants.max_gradient_norm is None and optimizer == "adamw"
 
 
 def kept_bytes(walked: Sequence[Part], stage: Stage, batch: int) -> int:

@@ -21,7 +21,7 @@ from attnbooth_cli.engine import footprint, rates
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.footprint import FLOAT, MOMENT_BYTES, PAGED
 from attnbooth_cli.engine.machine import free_host_memory
-from attnbooth_cli.engine.methods import Stage
+from attnbooth_cli.engine.methods import METHODS, Stage
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.errors import ResourceError
 from attnbooth_cli.project.documents import read_json_object
@@ -110,7 +110,9 @@ def forecast(plan: Plan, base: BaseModel) -> Forecast | None:
         return None
 
     def peak(stage: Stage, batch: int) -> int:
-        step = footprint.step_bytes(walked[stage.name], stage, batch, checkpointing=plan.gradient_checkpointing)
+        early = footprint.updates_early(stage, batch, METHODS[plan.method].optimizer, plan.optimizer)
+        checkpointing = plan.gradient_checkpointing
+        step = footprint.step_bytes(walked[stage.name], stage, batch, checkpointing=checkpointing, early=early)
         held = 0 if plan.optimizer in PAGED else MOMENT_BYTES[plan.optimizer]
         moments = held * footprint.trained_weights(walked[stage.name], stage)
         return LIBRARIES + loaded + moments + max(step, room)

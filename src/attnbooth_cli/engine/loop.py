@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbooth_cli.engine import adapters, context, offload, optimizers
+from attnbooth_cli.engine import adapters, context, footprint, offload, optimizers
 from attnbooth_cli.engine.attention import StatisticsRecorder, cross_attention_modules, recording_statistics
 from attnbooth_cli.engine.checkpoint import Checkpoint, load_into, misfit
 from attnbooth_cli.engine.data import Batch, LatentSource
@@ -183,21 +183,25 @@ def run_stage(
         if resume:
             _restore(resume, parameters, optimizer, accelerator.scaler, optimizer_name)
             first_step = resume.step
+        elif updates_early(stage, accelerator, constants, optimizer_name, micro_batch_size):
+            optimizers.begin(optimizer, list(parameters.values()))
         conditioning = conditioning_of(stage, subject, source, accelerator)
         with recording(stage, subject) as recorder:
             for step in range(first_step, stage.steps):
                 started = time.perf_counter()
                 optimizer.zero_grad(set_to_none=True)
                 while True:
+                    early = updates_early(stage, accelerator, constants, optimizer_name, micro_batch_size)
+                    with_gradients = parameters.values() if early else ()
                     try:
-                        with told(subject.components):
+                        with optimizers.updating_early(optimizer, with_gradients) as updates, told(components):
                             losses = accumulate_gradients(
                                 stage, step, subject, source, accelerator, conditioning, recorder, micro_batch_size
                             )
                         break
                     except Exception as error:
                         smaller = half(micro_batch_size, stage, accelerator)
-                        if not is_out_of_memory(error) or not smaller:
+                        if not is_out_of_memory(error) or not smaller or updates.begun:
                             raise
                     # Only now, with the exception gone, does nothing hold what the attempt had allocated.
                     micro_batch_size = smaller
@@ -325,6 +329,15 @@ def split(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """Consecutive pieces of at most `size` (all at once for 0)."""
     for start in range(0, len(indices), size or max(len(indices), 1)):
         yield indices[start : start + (size or len(indices))]
+
+
+def updates_early(
+    stage: Stage, accelerator: Any, constants: AdamW, optimizer_name: OptimizerName, micro_batch_size: int
+) -> bool:
+    """Whether weights are updated during the backward pass (`footprint.updates_early`), in a run of one process whose
+    gradients have their own scale."""
+    alone = accelerator.num_processes == 1 and accelerator.scaler is None
+    return alone and footprint.updates_early(stage, micro_batch_size or stage.batch_size, constants, optimizer_name)
 
 
 def half(micro_batch_size: int, stage: Stage, accelerator: Any) -> int:

@@ -8,13 +8,16 @@ documentation, "8-bit optimizers"). The steps are the same but for rounding, so 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from attnbooth_cli.engine import footprint
 from attnbooth_cli.engine.methods import AdamW, OptimizerName
 from attnbooth_cli.errors import InputError
 
@@ -73,6 +76,54 @@ def make(
     library = importlib.import_module("bitsandbytes")
     made: torch.optim.Optimizer = getattr(library.optim, EIGHT_BIT[name][0])(list(groups), **settings)
     return made
+
+
+@dataclass
+class EarlyUpdates:
+    """What `updating_early` has done in one backward pass.
+
+    Attributes:
+        waiting: Bytes of gradients that are complete and not used yet.
+        begun: Whether some weights have been updated, so that the step cannot be done again.
+    """
+
+    waiting: int = 0
+    begun: bool = False
+
+
+@contextmanager
+def updating_early(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> Iterator[EarlyUpdates]:
+    """During a step's only backward pass, uses gradients up as they come, so that never are all of them in memory.
+
+    Whenever `GRADIENTS_HELD` bytes of them are complete, their weights are updated and they go. AdamW looks at one
+    number at a time: weights come out the same to the last bit. What is left at the end is the caller's to use.
+    """
+    found = EarlyUpdates()
+
+    def complete(parameter: Tensor) -> None:
+        found.waiting += parameter.numel() * parameter.element_size()
+        if found.waiting >= footprint.GRADIENTS_HELD:
+            found.begun, found.waiting = True, 0
+            optimizer.step()  # leaves weights without a gradient as they are
+            optimizer.zero_grad(set_to_none=True)
+
+    register: Any = nn.Parameter.register_post_accumulate_grad_hook
+    handles = [register(parameter, complete) for parameter in parameters]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def begin(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Gives torch's AdamW the moments of zeros that it would make at its first step: where memory does not suffice for
+    them, that shows in the first forward pass and not amid `updating_early`."""
+    state = {
+        index: {"step": torch.zeros(()), **{kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}}
+        for index, parameter in enumerate(parameters)
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def stored(state: Mapping[Any, Mapping[str, Any]], names: Sequence[str]) -> dict[str, Tensor]:
