@@ -46,6 +46,7 @@ VARIANTS: Mapping[str, Changes] = {
     "fast": FAST,
     "fast-upright": _and(FAST, all_={"augmentation": "upright"}),
     "fast-pool": _and(FAST, all_={"augmentation_pool": 64}),
+    "fast-pool-256": _and(FAST, all_={"augmentation_pool": 256}),
     "fast-min-snr": _and(FAST, embedding={"snr_gamma": 5.0}, attention={"snr_gamma": 5.0}, unet={"snr_gamma": 5.0}),
     "fast-half-1": _and(FAST, embedding={"steps": 30, "learning_rate": 2e-3}),
     "fast-half-2": _and(FAST, attention={"steps": 50, "learning_rate": 4e-5}),

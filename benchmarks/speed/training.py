@@ -209,10 +209,10 @@ def trainable(bench: Bench) -> Iterator[None]:
         parameter.requires_grad_(False)
 
 
-def interleaved(bench: Bench, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every way, a round of all of them after each of our steps; the first round warms up."""
-    others = other_ways(bench)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+def interleaved(bench: Bench, rounds: int, beside: Sequence[str] = WAYS[1:]) -> dict[str, list[float]]:
+    """Seconds of our way and those beside it, a round of all after each of our steps; the first round warms up."""
+    others = {way: step for way, step in other_ways(bench).items() if way in beside}
+    seconds: dict[str, list[float]] = {way: [] for way in ("ours", *others)}
 
     def after(own: float) -> None:
         number = len(seconds["ours"])
@@ -278,7 +278,7 @@ def peak(bench: Bench, way: str, with_checkpointing: bool = False) -> int:
 def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
     """Medians, and the ratios of ours to the others, round by round."""
     found: dict[str, Any] = {"seconds": {way: round(statistics.median(its), 3) for way, its in seconds.items()}}
-    for way in WAYS[1:]:
+    for way in (way for way in seconds if way != "ours"):
         ratios = [own / other for own, other in zip(seconds["ours"], seconds[way], strict=True)]
         spread = [round(its, 3) for its in (min(ratios), statistics.median(ratios), max(ratios))]
         found[f"ours / {way}"] = dict(zip(("least", "median", "most"), spread, strict=True))
@@ -293,6 +293,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--pool", type=int, default=8, help="augmentations encoded beforehand, 0 for none")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beside", nargs="+", choices=WAYS[1:], default=WAYS[1:], help="where not all fit the memory")
     parser.add_argument("--peak", choices=[*WAYS, GRADIENTS], help="measure the memory of one way instead")
     parser.add_argument("--checkpointing", action="store_true", help="of --peak gradients")
     parser.add_argument("--peaks", action="store_true", help="measure memory too")
@@ -302,7 +303,7 @@ def main() -> int:
         print(peak(bench, chosen.peak, chosen.checkpointing))
         return 0
     found: dict[str, Any] = {name: getattr(chosen, name) for name in ("layout", "stage", "batch", "pool", "rounds")}
-    found |= {"threads": torch.get_num_threads(), **summary(interleaved(bench, chosen.rounds))}
+    found |= {"threads": torch.get_num_threads(), **summary(interleaved(bench, chosen.rounds, chosen.beside))}
     flops, rate = unet_flops(bench), matrix_product_rate()
     found |= {"unet GFLOP": round(flops / 1e9, 1), "matrix product GFLOP/s": round(rate / 1e9, 1)}
     found["floor / ours"] = round(flops / rate / found["seconds"]["ours"], 3)
