@@ -36,22 +36,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnbooth_cli.engine.attention import attention_probabilities, fused, project, project_out
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
+from attnbooth_cli.engine.conditioning import Subject, conditioning_of, recording
 from attnbooth_cli.engine.data import LatentSource, load_pictures
 from attnbooth_cli.engine.devices import make_accelerator, return_large_blocks
 from attnbooth_cli.engine.families import FAMILIES
-from attnbooth_cli.engine.loop import (
-    Progress,
-    Subject,
-    accumulate_gradients,
-    checkpointing,
-    conditioning_of,
-    only_trainable,
-    recording,
-    run_stage,
-    trainable_parameters,
-)
+from attnbooth_cli.engine.loop import Progress, checkpointing, only_trainable, run_stage, trainable_parameters
 from attnbooth_cli.engine.losses import attention_regularisation, diffusion_loss, diffusion_target, token_statistics
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, AdamW, Stage
+from attnbooth_cli.engine.objective import accumulate_gradients
 from attnbooth_cli.engine.tokens import (
     add_placeholder,
     placeholder,

@@ -12,10 +12,10 @@ from torch import nn
 
 from attnbooth_cli.engine.augmentation import published
 from attnbooth_cli.engine.base_models import BaseModel, resolve
+from attnbooth_cli.engine.conditioning import Subject
 from attnbooth_cli.engine.data import LatentSource, load_pictures
 from attnbooth_cli.engine.devices import make_accelerator
 from attnbooth_cli.engine.families import Components, load_components
-from attnbooth_cli.engine.loop import Subject
 from attnbooth_cli.engine.tokens import add_placeholder, placeholder
 
 EXAMPLE = Path(__file__).parents[2] / "src" / "attnbooth_cli" / "assets" / "example" / "cat"

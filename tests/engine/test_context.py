@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnbooth_cli.engine import context
+from attnbooth_cli.engine.conditioning import Subject, conditioning_of
 from attnbooth_cli.engine.families import FAMILIES, Components
 from attnbooth_cli.engine.initialisation import init
-from attnbooth_cli.engine.loop import Subject, accumulate_gradients, conditioning_of, context_loss
 from attnbooth_cli.engine.methods import CORE
+from attnbooth_cli.engine.objective import accumulate_gradients, context_loss
 from attnbooth_cli.engine.preparation import TrainOptions, prepare
 from attnbooth_cli.engine.prompts import COMPLEX, DREAMBOOTH, EVALUATION
 from attnbooth_cli.errors import InputError

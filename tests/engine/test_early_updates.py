@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from attnbooth_cli.engine import footprint, loop, optimizers
-from attnbooth_cli.engine.loop import Progress, Subject, optimizer_tensors, run_stage
+from attnbooth_cli.engine.conditioning import Subject
+from attnbooth_cli.engine.loop import Progress, optimizer_tensors, run_stage
 from attnbooth_cli.engine.methods import AdamW, Stage
 from tests.engine.conftest import make_source
 from tests.engine.test_loop import ATTENTION, EMBEDDING, UNET

@@ -11,21 +11,11 @@ from torch import Tensor
 
 from attnbooth_cli.engine import loop
 from attnbooth_cli.engine.attention import StatisticsProcessor, cross_attention_modules
+from attnbooth_cli.engine.conditioning import Subject, conditioning_of, recording
 from attnbooth_cli.engine.families import Components
-from attnbooth_cli.engine.loop import (
-    Progress,
-    Subject,
-    accumulate_gradients,
-    checkpointing,
-    conditioning_of,
-    only_trainable,
-    process_share,
-    recording,
-    run_stage,
-    split,
-    trainable_parameters,
-)
+from attnbooth_cli.engine.loop import Progress, checkpointing, only_trainable, run_stage, trainable_parameters
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, AdamW, Stage
+from attnbooth_cli.engine.objective import StepLosses, accumulate_gradients, process_share, split
 from attnbooth_cli.errors import DivergedError
 from tests.engine.conftest import make_source, make_subject
 
@@ -83,7 +73,7 @@ def test_nothing_stays_trainable_and_processors_are_restored(subject: Subject, a
 
 def gradients(
     subject: Subject, stage: Stage, accelerator: Accelerator, micro_batch_size: int, *, checkpoint: bool = False
-) -> tuple[dict[str, Tensor], loop.StepLosses]:
+) -> tuple[dict[str, Tensor], StepLosses]:
     parameters = trainable_parameters(subject, stage)
     with (
         only_trainable(parameters),

@@ -18,10 +18,11 @@ from torch import Tensor
 from attnbooth_cli.engine import adapters, concept, neti, vico
 from attnbooth_cli.engine.augmentation import unaugmented
 from attnbooth_cli.engine.base_models import bundled_folder, resolve
+from attnbooth_cli.engine.conditioning import CLASS_PROMPT, Subject, conditioning_of
 from attnbooth_cli.engine.families import FAMILIES, ComponentPool, Components, load_components
 from attnbooth_cli.engine.generation import generate
 from attnbooth_cli.engine.initialisation import init
-from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject, accumulate_gradients, conditioning_of, objective, run_stage
+from attnbooth_cli.engine.loop import run_stage
 from attnbooth_cli.engine.methods import (
     DREAMBOOTH,
     LORA,
@@ -33,6 +34,7 @@ from attnbooth_cli.engine.methods import (
     AdamW,
     Method,
 )
+from attnbooth_cli.engine.objective import accumulate_gradients, objective
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.training import resume, train
 from attnbooth_cli.errors import StoppedError

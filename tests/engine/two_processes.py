@@ -10,17 +10,12 @@ from pathlib import Path
 import torch
 
 from attnbooth_cli.engine.base_models import resolve
+from attnbooth_cli.engine.conditioning import conditioning_of, recording
 from attnbooth_cli.engine.devices import disband, make_accelerator
 from attnbooth_cli.engine.families import load_components
-from attnbooth_cli.engine.loop import (
-    accumulate_gradients,
-    add_over_processes,
-    conditioning_of,
-    only_trainable,
-    recording,
-    trainable_parameters,
-)
+from attnbooth_cli.engine.loop import add_over_processes, only_trainable, trainable_parameters
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
+from attnbooth_cli.engine.objective import accumulate_gradients
 from attnbooth_cli.engine.weights import write_tensors
 from tests.engine.conftest import make_source, make_subject
 

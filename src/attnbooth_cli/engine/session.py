@@ -15,8 +15,9 @@ from attnbooth_cli.engine.attention import fused
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.checkpoint_writer import CheckpointWriter, Parts
+from attnbooth_cli.engine.conditioning import Subject
 from attnbooth_cli.engine.data import LatentSource
-from attnbooth_cli.engine.loop import Progress, Subject, diverged, optimizer_tensors, trainable_parameters
+from attnbooth_cli.engine.loop import Progress, diverged, optimizer_tensors, trainable_parameters
 from attnbooth_cli.engine.methods import Stage, StageName
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.engine.runs import RunFolder, base_files

@@ -9,10 +9,10 @@ from torch import nn
 
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.conditioning import CLASS_PROMPT, Subject
 from attnbooth_cli.engine.data import LatentSource, load_pictures
 from attnbooth_cli.engine.families import Components
 from attnbooth_cli.engine.gallery import Shelf, fill
-from attnbooth_cli.engine.loop import CLASS_PROMPT, Subject
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.engine.prompting import KINDS
 from attnbooth_cli.engine.runs import RunFolder

@@ -18,6 +18,7 @@ from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.changes import continued, edited
 from attnbooth_cli.engine.checkpoint import Checkpoint
 from attnbooth_cli.engine.checkpoint_writer import CheckpointWriter, writes_behind
+from attnbooth_cli.engine.conditioning import Subject
 from attnbooth_cli.engine.data import LatentSource
 from attnbooth_cli.engine.devices import (
     decided_by_main,
@@ -30,7 +31,7 @@ from attnbooth_cli.engine.devices import (
 )
 from attnbooth_cli.engine.families import ComponentPool, load_tokenizer
 from attnbooth_cli.engine.forecast import is_tight, micro_batches, note_rate
-from attnbooth_cli.engine.loop import Progress, Subject, run_stage, trainable_parameters
+from attnbooth_cli.engine.loop import Progress, run_stage, trainable_parameters
 from attnbooth_cli.engine.machine import free_host_memory, own_memory
 from attnbooth_cli.engine.methods import METHODS, STAGE_NAMES, Stage, StageName
 from attnbooth_cli.engine.plan import Plan

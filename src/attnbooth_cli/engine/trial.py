@@ -8,18 +8,11 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+from attnbooth_cli.engine.conditioning import Subject, conditioning_of, recording, told
 from attnbooth_cli.engine.data import LatentSource
-from attnbooth_cli.engine.loop import (
-    Subject,
-    accumulate_gradients,
-    checkpointing,
-    conditioning_of,
-    only_trainable,
-    recording,
-    told,
-    trainable_parameters,
-)
+from attnbooth_cli.engine.loop import checkpointing, only_trainable, trainable_parameters
 from attnbooth_cli.engine.methods import Stage, StageName
+from attnbooth_cli.engine.objective import accumulate_gradients
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.errors import is_out_of_memory
 
