@@ -277,6 +277,17 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
+def peaks(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The most memory of our way and the reference's, each in a process of its own while this one holds little."""
+    command = [sys.executable, "-m", "benchmarks.speed.training", "--layout", chosen.layout, "--stage", chosen.stage]
+    command += ["--batch", str(chosen.batch), "--pool", str(chosen.pool), "--peak"]
+    ours, reference = (
+        int(subprocess.run([*command, way], check=True, capture_output=True).stdout) for way in ("ours", "reference")
+    )
+    of_both = {"ours": round(ours / 1e6), "reference": round(reference / 1e6)}
+    return {"peak MB": of_both, "peak ours / reference": round(ours / reference, 3)}
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,30 +301,18 @@ def main() -> int:
     parser.add_argument("--checkpointing", action="store_true", help="of --peak gradients")
     parser.add_argument("--peaks", action="store_true", help="measure memory too")
     chosen = parser.parse_args()
-    bench = prepared(chosen.layout, chosen.stage, chosen.batch, chosen.pool)
     if chosen.peak:
+        bench = prepared(chosen.layout, chosen.stage, chosen.batch, chosen.pool)
         print(peak(bench, chosen.peak, chosen.checkpointing))
         return 0
     found: dict[str, Any] = {name: getattr(chosen, name) for name in ("layout", "stage", "batch", "pool", "rounds")}
+    if chosen.peaks:
+        found |= peaks(chosen)
+    bench = prepared(chosen.layout, chosen.stage, chosen.batch, chosen.pool)
     found |= {"threads": torch.get_num_threads(), **summary(interleaved(bench, chosen.rounds, chosen.beside))}
     flops, rate = unet_flops(bench), matrix_product_rate()
     found |= {"unet GFLOP": round(flops / 1e9, 1), "matrix product GFLOP/s": round(rate / 1e9, 1)}
     found["floor / ours"] = round(flops / rate / found["seconds"]["ours"], 3)
-    del bench
-    if chosen.peaks:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.speed.training",
-            "--layout",
-            chosen.layout,
-            "--stage",
-            chosen.stage,
-        ]
-        command += ["--batch", str(chosen.batch), "--pool", str(chosen.pool), "--peak"]
-        peaks = {way: int(subprocess.run([*command, way], check=True, capture_output=True).stdout) for way in WAYS[:2]}
-        found["peak MB"] = {way: round(its / 1e6) for way, its in peaks.items()}
-        found["peak ours / reference"] = round(peaks["ours"] / peaks["reference"], 3)
     print(json.dumps(found))
     return 0
 
