@@ -302,14 +302,20 @@ def test_devices_without_pages_are_said(device: str, bitsandbytes: None) -> None
 
 
 def test_less_memory_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 bytes a weight in place of 12, 4 if the moments may be elsewhere, and nothing for LoRA's stage."""
+    """6 bytes a weight in place of 8, or of 12 where gradients are needed together; 4 if the moments may be elsewhere; and
+    nothing for LoRA's stage."""
     unet = nn.Linear(1000, 1000, bias=False)
     made = replace(plan(), stages=plan().stages[2:])
     monkeypatch.setattr(requirements, "free_memory", lambda device: 5_999_999)
     for optimizer in ("adamw", "adamw8bit"):
-        with pytest.raises(ResourceError, match=r"alone need 0\.01 GB"):
+        with pytest.raises(ResourceError, match=r"alone needs? 0\.01 GB"):
             requirements.require_memory(replace(made, optimizer=optimizer), unet, torch.device("cpu"))
     requirements.require_memory(replace(made, optimizer="paged_adamw8bit"), unet, torch.device("cpu"))
+    monkeypatch.setattr(requirements, "free_memory", lambda device: 8_000_000)
+    requirements.require_memory(made, unet, torch.device("cpu"))
+    with pytest.raises(ResourceError, match="the gradients and optimizer state"):
+        requirements.require_memory(replace(made, micro_batch_size=1), unet, torch.device("cpu"))
+    monkeypatch.setattr(requirements, "free_memory", lambda device: 5_999_999)
     small = replace(made, stages=plan(flags={"train.memory": "8gb"}).stages[2:], optimizer="adamw")
     requirements.require_memory(small, unet, torch.device("cpu"))
 

@@ -23,7 +23,7 @@ def test_too_little_memory_is_refused_with_numbers(cli: Cli, project: Path, monk
     monkeypatch.setattr(requirements, "free_memory", lambda device: 20_000_000)
     done = cli("train", project, *SHORT)
     assert done.code == 6
-    assert "state of stage unet alone need 0.08 GB of memory on cpu, and 0.02 GB are free" in done.err  # 6.9 M weights
+    assert "state of stage unet alone needs 0.06 GB of memory on cpu, and 0.02 GB are free" in done.err  # 6.9 M weights
     assert "--method lora" in done.err
     assert not (project / "concept").exists()
     monkeypatch.setattr(requirements, "free_memory", lambda device: None)

@@ -60,7 +60,7 @@ class Forecast:
     """What a run will need.
 
     Attributes:
-        smallest: Bytes at the peak of micro-batches of one sample.
+        smallest: Bytes at the peak of micro-batches of one sample, unless that is more: they need all gradients.
     """
 
     stages: tuple[StageForecast, ...]
@@ -120,15 +120,13 @@ def forecast(plan: Plan, base: BaseModel) -> Forecast | None:
     def at_once(stage: Stage) -> int:
         return min(plan.micro_batch_size or stage.batch_size, stage.batch_size)
 
-    return Forecast(
-        tuple(
-            StageForecast(
-                stage.name, peak(stage, at_once(stage)), stage.steps * operations(walked[stage.name], stage, plan)
-            )
-            for stage in stages
-        ),
-        max(peak(stage, 1) for stage in stages),
+    told = tuple(
+        StageForecast(
+            stage.name, peak(stage, at_once(stage)), stage.steps * operations(walked[stage.name], stage, plan)
+        )
+        for stage in stages
     )
+    return Forecast(told, min(max(stage.peak for stage in told), max(peak(stage, 1) for stage in stages)))
 
 
 def micro_batches(plan: Plan, base: BaseModel, room: int) -> int:

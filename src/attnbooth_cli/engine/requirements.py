@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from attnbooth_cli.engine import checkpoint
+from attnbooth_cli.engine import checkpoint, footprint
 from attnbooth_cli.engine.attention import cross_attention_modules
 from attnbooth_cli.engine.footprint import FLOAT, MOMENT_BYTES, PAGED
 from attnbooth_cli.engine.machine import free_host_memory
-from attnbooth_cli.engine.methods import Stage
+from attnbooth_cli.engine.methods import METHODS, Stage
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.errors import ResourceError
 from attnbooth_cli.project import durable
@@ -37,7 +37,7 @@ def require_disk(folder: Path, plan: Plan, unet: torch.nn.Module) -> None:
 
 
 def require_memory(plan: Plan, unet: torch.nn.Module, device: torch.device) -> None:
-    """Refuses a run whose gradients and optimizer state alone would not fit beside the loaded base model.
+    """Refuses a run whose optimizer state, and gradients where all are needed at once, would not fit beside the model.
 
     Raises:
         ResourceError: with the stage, what it needs and what is free, in GB.
@@ -46,10 +46,13 @@ def require_memory(plan: Plan, unet: torch.nn.Module, device: torch.device) -> N
         return
     moments = 0 if plan.optimizer in PAGED else MOMENT_BYTES[plan.optimizer]
     for stage in plan.stages:
-        needed = trained_weights(stage, unet) * (FLOAT + moments)
+        batch = plan.micro_batch_size or stage.batch_size
+        early = footprint.updates_early(stage, batch, METHODS[plan.method].optimizer, plan.optimizer)
+        needed = trained_weights(stage, unet) * (moments + (0 if early else FLOAT))
         if needed > free:
+            what = "the optimizer state" if early else "the gradients and optimizer state"
             raise ResourceError(
-                f"the gradients and optimizer state of stage {stage.name} alone need {needed / 1e9:.2f} GB of memory "
+                f"{what} of stage {stage.name} alone need{'s' if early else ''} {needed / 1e9:.2f} GB of memory "
                 f"on {device}, and {free / 1e9:.2f} GB are free",
                 "free some, take another --device, or train less of the model: --method lora, or --until attention",
             )
