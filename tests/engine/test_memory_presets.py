@@ -302,8 +302,8 @@ def test_devices_without_pages_are_said(device: str, bitsandbytes: None) -> None
 
 
 def test_less_memory_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 bytes a weight in place of 8, or of 12 where gradients are needed together; 4 if the moments may be elsewhere; and
-    nothing for LoRA's stage."""
+    """6 bytes a weight in place of 8, or of 12 where gradients are needed together; 4 if the moments may be elsewhere;
+    and nothing for LoRA's stage."""
     unet = nn.Linear(1000, 1000, bias=False)
     made = replace(plan(), stages=plan().stages[2:])
     monkeypatch.setattr(requirements, "free_memory", lambda device: 5_999_999)
