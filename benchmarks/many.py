@@ -48,11 +48,11 @@ def trained(roots: list[Path], *arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def compared(roots: list[Path]) -> tuple[float, float]:
-    """Seconds of one command over all, and of one process for each."""
+def compared(roots: list[Path], *arguments: str) -> tuple[float, float]:
+    """Seconds of one command over all, with these arguments, and of one process for each."""
     middle = (len(roots) + 1) // 2
     alone = sum(trained([root], *SCHEDULE) for root in roots[:middle])
-    together = trained(roots, *SCHEDULE)
+    together = trained(roots, *SCHEDULE, *arguments)
     alone += sum(trained([root], *SCHEDULE) for root in roots[middle:])
     return together, alone
 
@@ -92,6 +92,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=1, help="how often to compare one command with N processes")
+    parser.add_argument("--executor", choices=["here", "ray"], default="here", help="of the one command")
     parser.add_argument("--fast-concepts", type=int, default=4, help="in the loop with --fast; 0 leaves it out")
     parser.add_argument("--loop-set", action="append", default=[], help="settings of that loop, KEY=VALUE")
     chosen = parser.parse_args()
@@ -100,7 +101,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if chosen.pairs:
             roots = example_projects(Path(folder), chosen.concepts)
-            pairs = [compared(roots) for _ in range(chosen.pairs)]
+            pairs = [compared(roots, "--executor", chosen.executor) for _ in range(chosen.pairs)]
+            found["executor"] = chosen.executor
             found["one command, s"] = [round(together, 1) for together, _ in pairs]
             found["processes, s"] = [round(alone, 1) for _, alone in pairs]
             found["ratio"] = round(statistics.median(together / alone for together, alone in pairs), 3)
