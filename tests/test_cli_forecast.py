@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attnbooth_cli.engine import forecast, rates, training
+from attnbooth_cli.engine import execution, forecast, rates
 from attnbooth_cli.engine.base_models import resolve
 from attnbooth_cli.engine.preparation import TrainOptions, prepare
 from tests.conftest import SHORT, Cli
@@ -101,22 +101,22 @@ def test_batches_that_would_not_fit_are_split_beforehand(
     cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU nobody could answer running out: the system ends the process."""
-    from attnbooth_cli.engine import training
+    from attnbooth_cli.engine import execution
 
     prepared = prepare(project, TrainOptions(device="cpu", settings=("train.unet.batch_size=8",)))
     halves = replace(prepared.plan, micro_batch_size=4)
     expected = forecast.forecast(halves, prepared.base)
     assert expected is not None
-    monkeypatch.setattr(training, "own_memory", lambda: 0)
-    monkeypatch.setattr(training, "free_host_memory", lambda: expected.peak)
+    monkeypatch.setattr(execution, "own_memory", lambda: 0)
+    monkeypatch.setattr(execution, "free_host_memory", lambda: expected.peak)
     sizes = []
-    session = training.Session
-    monkeypatch.setattr(training, "Session", lambda *a: (sizes.append(a[8]), session(*a))[1])
+    session = execution.Session
+    monkeypatch.setattr(execution, "Session", lambda *a: (sizes.append(a[8]), session(*a))[1])
     done = cli("train", project, *SHORT, "--until=embedding", "--set=train.unet.batch_size=8")
     assert done.code == 0
     assert "4 pictures at a time: whole batches would not fit" in done.err
     for memory in ("high", "auto"):
-        monkeypatch.setattr(training, "free_host_memory", lambda: 10**12)
+        monkeypatch.setattr(execution, "free_host_memory", lambda: 10**12)
         again = cli("train", project, *SHORT, "--until=embedding", "--memory", memory, "--restart")
         assert "pictures at a time" not in again.err
     assert sizes == [4, 0, 0]
@@ -130,9 +130,9 @@ def test_freed_memory_goes_back_to_the_system_only_where_a_run_is_tight(
     expected = forecast.forecast(prepared.plan, prepared.base)
     assert expected is not None
     said: list[str] = []
-    monkeypatch.setattr(training, "return_large_blocks", lambda: said.append("given back"))
-    monkeypatch.setattr(training, "own_memory", lambda: 0)
+    monkeypatch.setattr(execution, "return_large_blocks", lambda: said.append("given back"))
+    monkeypatch.setattr(execution, "own_memory", lambda: 0)
     for room, heard in ((3 * expected.peak, []), (int(1.5 * expected.peak), ["given back"])):
-        monkeypatch.setattr(training, "free_host_memory", lambda room=room: room)
+        monkeypatch.setattr(execution, "free_host_memory", lambda room=room: room)
         assert cli("train", project, *SHORT, "--restart", "--until", "embedding", "-q").code == 0
         assert said == heard

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from attnbooth_cli.engine import checkpoint, checkpoint_writer, training
+from attnbooth_cli.engine import checkpoint, checkpoint_writer, execution
 from attnbooth_cli.engine.checkpoint_writer import CheckpointWriter
 from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.training import resume, train
@@ -77,7 +77,7 @@ def test_a_run_has_the_same_bits_stopped_or_not(tmp_path: Path, monkeypatch: pyt
     init(tmp_path / "p", images=[EXAMPLE], category="cat", model="tiny")
     plain, behind = (Path(shutil.copytree(tmp_path / "p", tmp_path / name)) for name in ("plain", "behind"))
     train(plain, options=EVERY_STEP, report=False)
-    monkeypatch.setattr(training, "writes_behind", lambda device: True)
+    monkeypatch.setattr(execution, "writes_behind", lambda device: True)
     events: list[Event] = []
     count, should_stop = stopping_after(STEPS + 1)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from attnbooth_cli.engine import training
+from attnbooth_cli.engine import execution
 from attnbooth_cli.project.durable import TEMPORARY_PREFIX
 from attnbooth_cli.project.lock import LOCK_NAME
 from tests.conftest import SHORT, Cli, leftovers, mounted, snapshot, weights
@@ -128,14 +128,14 @@ def test_a_full_disk_is_waited_out(cli: Cli, tmp_path: Path, project: Path, trai
         subprocess.run(["mount", "-o", "remount,size=600m", str(disk)], check=True)
         filler = disk / "others"
 
-        run_stage = training.run_stage
+        run_stage = execution.run_stage
 
         def once_others_filled_it(*arguments: Any, **options: Any) -> None:
             filler.write_bytes(b"x" * (shutil.disk_usage(disk).free - 200_000))
             run_stage(*arguments, **options)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "run_stage", once_others_filled_it)
+            patch.setattr(execution, "run_stage", once_others_filled_it)
             assert cli("train", root, *SHORT).code == 6
         assert cli("status", root).code == 0
         filler.unlink()

@@ -85,15 +85,15 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
 def test_deterministic_kernels_are_asked_for_during_training_only(
     cli: Cli, project: Path, trained_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from attnbooth_cli.engine import training
+    from attnbooth_cli.engine import execution
 
-    run_stage, seen = training.run_stage, []
+    run_stage, seen = execution.run_stage, []
 
     def observed(*arguments: Any, **options: Any) -> None:
         seen.append(torch.are_deterministic_algorithms_enabled())
         run_stage(*arguments, **options)
 
-    monkeypatch.setattr(training, "run_stage", observed)
+    monkeypatch.setattr(execution, "run_stage", observed)
     assert cli("train", project, *SHORT, "--deterministic", "--until", "attention", "-q").code == 0
     assert cli("train", project, *SHORT, "--no-deterministic", "-q").code == 0  # the same run: the CPU always is
     assert seen == [True, True, False]
