@@ -116,24 +116,29 @@ def run_stage(
             optimizers.begin(optimizer, list(parameters.values()))
         conditioning = conditioning_of(stage, subject, source, accelerator)
         with recording(stage, subject) as recorder:
+
+            def gradients(step: int, size: int) -> StepLosses | None:
+                """A step's losses, its gradients held or spent; None if the batches did not fit memory and smaller
+                ones might. With the return the exception is gone, which holds all that the attempt allocated."""
+                early = updates_early(stage, accelerator, constants, optimizer_name, size)
+                try:
+                    with (
+                        optimizers.updating_early(optimizer, parameters.values() if early else ()) as updates,
+                        told(components),
+                    ):
+                        return accumulate_gradients(
+                            stage, step, subject, source, accelerator, conditioning, recorder, size
+                        )
+                except Exception as error:
+                    if not is_out_of_memory(error) or updates.begun or not half(size, stage, accelerator):
+                        raise
+                    return None
+
             for step in range(first_step, stage.steps):
                 started = time.perf_counter()
                 optimizer.zero_grad(set_to_none=True)
-                while True:
-                    early = updates_early(stage, accelerator, constants, optimizer_name, micro_batch_size)
-                    with_gradients = parameters.values() if early else ()
-                    try:
-                        with optimizers.updating_early(optimizer, with_gradients) as updates, told(components):
-                            losses = accumulate_gradients(
-                                stage, step, subject, source, accelerator, conditioning, recorder, micro_batch_size
-                            )
-                        break
-                    except Exception as error:
-                        smaller = half(micro_batch_size, stage, accelerator)
-                        if not is_out_of_memory(error) or not smaller or updates.begun:
-                            raise
-                    # Only now, with the exception gone, does nothing hold what the attempt had allocated.
-                    micro_batch_size = smaller
+                while (losses := gradients(step, micro_batch_size)) is None:
+                    micro_batch_size = half(micro_batch_size, stage, accelerator)
                     optimizer.zero_grad(set_to_none=True)
                     release_memory(accelerator.device)
                     lowered(micro_batch_size)
