@@ -91,8 +91,8 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def few_sampling_steps(engine_loaded: None) -> Iterator[None]:
-    """No test looks at the pictures that a training makes on its way."""
+def quick_trainings(engine_loaded: None) -> Iterator[None]:
+    """Few tests look at the pictures that a training makes on its way, or at how long it said it would take."""
     with quick():
         yield
 
@@ -110,18 +110,27 @@ def engine_loaded() -> None:
     gc.freeze()
 
 
-SAMPLING_STEPS = 2
+SAMPLING_STEPS = 1
 
 
 @contextlib.contextmanager
-def quick() -> Iterator[None]:
-    """Makes the sample pictures of training in `SAMPLING_STEPS` steps: they are most of a short run's time."""
-    from attnbooth_cli.engine import session, subjects
+def quick(*, trial_step: bool = False) -> Iterator[None]:
+    """Makes the sample pictures of training in `SAMPLING_STEPS` steps and measures no trial step unless asked to: they
+    are most of a short run's time."""
+    from attnbooth_cli.engine import execution, session, subjects, trial
 
     original = session.sampling_settings
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execution, "estimate_seconds", trial.estimate_seconds if trial_step else lambda *_: None)
         for module in (session, subjects):
             patch.setattr(module, "sampling_settings", lambda *a: replace(original(*a), steps=SAMPLING_STEPS))
+        yield
+
+
+@pytest.fixture
+def trial_step() -> Iterator[None]:
+    """Measures a trial step after all."""
+    with quick(trial_step=True):
         yield
 
 

@@ -244,7 +244,10 @@ def test_a_prompt_whose_concept_is_cut_off_is_refused(cli: Cli, trained: Path) -
 
 def test_words_the_base_model_does_not_know_are_pointed_out(cli: Cli, trained: Path) -> None:
     prompt = "a zebra beside a {} on a beach"
-    for command in (("generate", trained, prompt, "--steps", 1, "-n", 2), ("inspect-attn", trained, prompt)):
+    for command in (
+        ("generate", trained, prompt, "--steps", 1, "-n", 2),
+        ("inspect-attn", trained, prompt, "--steps", 1),
+    ):
         done = cli(*command)
         assert done.code == 0
         assert done.err.count("note: the base model does not know 'zebra'\n") == 1

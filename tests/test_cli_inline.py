@@ -139,7 +139,7 @@ def test_what_each_command_shows(cli: Cli, project: Path, monkeypatch: pytest.Mo
     assert cli("train", project, "--smoke").code == 0
     assert cli("generate", project, "a {}", "--steps", 1, "-n", 2).code == 0
     assert cli("generate", project, "a {}", "--steps", 1, "-n", 2, "--grid").code == 0
-    assert cli("inspect-attn", project, "a {}").code == 0
+    assert cli("inspect-attn", project, "a {}", "--steps", 1).code == 0
     sample, pictures, grid, sheet = shown
     assert sample == ["001-attndreambooth-smoke-unet.png"]
     assert pictures == ["a-mushroom-0.png", "a-mushroom-1.png"]

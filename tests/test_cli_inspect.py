@@ -21,7 +21,7 @@ PROMPT = "a photo of a {} on the beach"
 
 
 def test_one_map_a_word(cli: Cli, trained: Path) -> None:
-    done = cli("inspect-attn", trained, PROMPT, "--seed", 4, "--json")
+    done = cli("inspect-attn", trained, PROMPT, "--seed", 4, "--steps", 4, "--json")
     assert done.code == 0
     document = done.document
     assert [document[key] for key in ("schema", "event", "project", "run")] == [

@@ -33,7 +33,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_all_commands_without_a_network(
-    cli: Cli, tmp_path: Path, no_network: list[object], monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tmp_path: Path, no_network: list[object], few_steps: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Users complain that a tool whose files are all there still asks the hub, and fails on the train.
 
@@ -50,7 +50,7 @@ def test_all_commands_without_a_network(
         ("resume", root),
         ("generate", root, "a photo of a {}", "--steps", 1),
         ("eval", root, "--prompts", prompts, "-n", 1),
-        ("inspect-attn", root, "a photo of a {}"),
+        ("inspect-attn", root, "a photo of a {}", "--steps", 1),
         ("status", root),
     ]
     for command in commands:

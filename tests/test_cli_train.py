@@ -149,7 +149,9 @@ def test_samples_of_training_show_the_concept_as_generate_does(cli: Cli, trained
             assert generated.tobytes() == sample.tobytes(), stage
 
 
-def test_says_what_will_happen_before_it_starts_and_where_things_are_after(cli: Cli, project: Path) -> None:
+def test_says_what_will_happen_before_it_starts_and_where_things_are_after(
+    cli: Cli, trial_step: None, project: Path
+) -> None:
     done = cli("train", project, *EMBEDDING)
     before, _, after = done.err.partition("embedding 1/2")
     assert "learning <toadstool> (mushroom) from 5 pictures" in before

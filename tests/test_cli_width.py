@@ -72,7 +72,7 @@ def test_everything_fits(said: Said, tmp_path: Path, folder: str) -> None:
     lines += said("train", project, "--smoke")
     lines += said("resume", project)
     lines += said("generate", project, "a photo of a {} on a beach", "--steps", 1, "-n", 2, "--grid")
-    lines += said("inspect-attn", project, "a photo of a {} on a beach")
+    lines += said("inspect-attn", project, "a photo of a {} on a beach", "--steps", 2)
     lines += said("take", project, "embedding-2")
     lines += said("take", project, "embedding-2")
     lines += said("status", project)

@@ -59,6 +59,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(units, "FACTORS", (3.0,))
         patch.setattr(units, "LADDER", (3.0,))
         patch.setattr(units, "FINALISTS", 1)
+        patch.setattr(units, "VARIANTS", {name: units.VARIANTS[name] for name in ("", "fast", "fast-upright")})
         patch.setattr(units, "searched", lambda: [METHODS[0]])  # each as the other
         patch.setattr(units.table_units, "__defaults__", (METHODS,))
         patch.setattr(run, "PICTURES", 1)

@@ -103,7 +103,7 @@ def test_init_train_generate(generation: int, tmp_path: Path, capfd: pytest.Capt
     assert Path(document["pictures"][0]["path"]).exists()
     card = json.loads((project / "concept" / "concept.json").read_text())
     assert card["base"]["prediction_type"] == ("epsilon" if generation == 1 else "v_prediction")
-    assert run(["inspect-attn", str(project), "a photo of a {}", "--json"]) == 0
+    assert run(["inspect-attn", str(project), "a photo of a {}", "--steps", "2", "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
     assert len(report["layers"]) == 16
     assert [word["word"] for word in report["words"]] == [

@@ -124,7 +124,7 @@ def of_a_run() -> dict[str, int]:
 
     with tempfile.TemporaryDirectory() as folder:
         root = example_project(Path(folder) / "toadstool")
-        with encodes() as found, quick():
+        with encodes() as found, quick(trial_step=True):
             train(root, options=TrainOptions(settings=tuple(f"train.{its}" for its in SHORT_RUN)), report=False)
     return found
 

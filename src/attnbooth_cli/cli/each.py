@@ -29,7 +29,9 @@ def each_project(
     """
     report = failed or (lambda root, failure: console.failure(failure, root))
     codes = []
-    for root in projects:
+    for number, root in enumerate(projects):
+        if number:
+            gc.collect()  # what failed before can hold on to all it had allocated, in circles
         if len(projects) > 1:
             console.message(f"== {root}")
         try:
@@ -44,7 +46,6 @@ def each_project(
             report(root, failure)
             codes.append(failure.exit_code)
             del failure
-        gc.collect()  # what failed can hold on to all it had allocated, in circles
     return exit_code(codes)
 
 
