@@ -136,11 +136,11 @@ def trial_step() -> Iterator[None]:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the pictures `eval` scores in three steps, whatever its protocol says and records."""
+    """Makes the pictures `eval` scores in two steps, whatever its protocol says and records."""
     from attnbooth_cli.engine import gallery, sampling
 
     monkeypatch.setattr(
-        gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=3), m)
+        gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=2), m)
     )
 
 

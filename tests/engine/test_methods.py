@@ -42,7 +42,7 @@ from attnbooth_cli.project.project import Project
 from tests.engine.conftest import EXAMPLE, make_source, make_subject
 
 SHORT = (
-    *(f"train.{stage}.{key}" for stage in ("embedding", "attention", "unet") for key in ("steps=3", "batch_size=2")),
+    *(f"train.{stage}.{key}" for stage in ("embedding", "attention", "unet") for key in ("steps=3", "batch_size=1")),
     "train.prior_pictures=3",
     "train.save_precision=float32",
 )

@@ -192,7 +192,7 @@ def in_process(folder: Path) -> Iterator[dict[str, Trial]]:
 
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch, quick():
         patch.setattr(
-            gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=3), m)
+            gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=2), m)
         )
         starts = make_starts(Path(scratch) / "starts", call)
         gc.freeze()  # every stage of training collects garbage, of which the libraries are none
