@@ -49,7 +49,7 @@ def test_true_pictures_score_far_above_those_of_another_concept(judge: ClipJudge
 def test_a_method_rises_far_above_the_untuned_model_and_true_pictures_above_it(
     judge: ClipJudge, tmp_path: Path, few_steps: None
 ) -> None:
-    """A short training and `eval` (in three steps a picture) on a concept nothing has seen.
+    """A short training and `eval` (in two steps a picture) on a concept nothing has seen.
 
     Identity alone does not bound a method: one that neglects a style looks more like the photos than the true picture
     in that style does. The two numbers together do.
