@@ -61,6 +61,14 @@ VARIANTS: Mapping[str, Changes] = {
         FAST, embedding={"batch_size": 4}, attention={"batch_size": 4}, unet={"steps": 400, "batch_size": 2}
     ),
     "fast-large-batches": _and(FAST, unet={"steps": 100, "batch_size": 8, "learning_rate": 2e-5}),
+    # What the above suggested: upright pictures leave room to train less.
+    "fast-upright-gentle": _and(FAST, all_={"augmentation": "upright"}, unet={"learning_rate": 7e-6}),
+    "fast-upright-short": _and(
+        FAST, all_={"augmentation": "upright"}, attention={"steps": 50, "learning_rate": 4e-5}, unet={"steps": 140}
+    ),
+    "fast-upright-shorter": _and(
+        FAST, all_={"augmentation": "upright"}, attention={"steps": 50, "learning_rate": 4e-5}, unet={"steps": 100}
+    ),
 }
 """Our method's schedules: what changes against the default one. The second look at fast mode compares them; "upright"
 pictures are not turned in augmentation, and have no black corners."""
