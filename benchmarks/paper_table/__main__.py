@@ -68,6 +68,7 @@ def write_page(work: Path) -> None:
         "differences": page.difference_table(found, best),
         "second opinion": page.second_opinion_table(found),
         "fast": page.fast_table(work, units.fast_units(best)),
+        "contenders": page.contender_table(work, *(units.contender_units(best, its) for its in units.CONTENDERS)),
     }
     text = PAGE.read_text("utf-8")
     for name, lines in parts.items():
@@ -95,7 +96,9 @@ def main() -> int:
         parts = (units.rate_units, wider, wider, partial(units.finalist_units, work))
         return 0 if all(work_through(part(), work, desk, until) for part in parts) else 3
     if chosen.step == "fast":
-        todo = units.fast_units(units.best_factors(work, [ATTNDREAMBOOTH.name]))
+        best = units.best_factors(work, [ATTNDREAMBOOTH.name])
+        todo = units.fast_units(best)
+        todo += [unit for variant in units.CONTENDERS for unit in units.contender_units(best, variant)]
     else:
         todo = units.table_units(units.best_factors(work))
     return 0 if work_through(todo, work, desk, until) else 3

@@ -13,7 +13,7 @@ from PIL import Image
 from attnbooth_cli.engine import scores
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.reports.heatmaps import labelled_strip
-from benchmarks.paper_table.units import SHOWN, Unit, concepts, rates, result, strip_of, table_units
+from benchmarks.paper_table.units import SHOWN, Unit, concepts, rates, result, samples, strip_of, table_units
 
 Row = tuple[str, float]
 """A method (and its variant) and the factor of its rates."""
@@ -98,10 +98,7 @@ def difference_table(found: Results, best: Mapping[str, float], ours: str = ATTN
             theirs, its = (
                 np.array([COLUMNS[name](of[concept]) for concept in common]) for of in (reference, by_concept)
             )
-            mean, interval = scores.paired_difference(theirs, its)
-            sure = interval is not None and not interval.low <= 0 <= interval.high
-            between = f" ({interval.low:+.3f} to {interval.high:+.3f})" if interval else ""
-            cells.append(f"{mean:+.3f}{between}{' *' if sure else ''}")
+            cells.append(_difference(theirs, its))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
@@ -129,6 +126,24 @@ def fast_table(work: Path, todo: Sequence[Unit]) -> list[str]:
         cells = [_cell([COLUMNS[column](found) for found in its]) for column in columns]
         lines.append(f"| {name} | {its[0]['samples']:,} | " + " | ".join(cells) + " |")
     return lines
+
+
+def contender_table(work: Path, old: Sequence[Unit], new: Sequence[Unit]) -> list[str]:
+    """What two schedules score on the same concepts, and the second less the first."""
+    names = [name for name in COLUMNS if name not in COSTS]
+    pairs = [(result(work, its), result(work, other)) for its, other in zip(old, new, strict=True)]
+    done = [(first, second) for first, second in pairs if first is not None and second is not None]
+    if not done:
+        return []
+    lines = [f"| {len(done)} concepts | samples | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for unit, rows in zip((old[0], new[0]), zip(*done, strict=True), strict=True):
+        cells = [_cell([COLUMNS[name](its) for its in rows]) for name in names]
+        lines.append(f"| {unit.variant} | {samples(unit):,} | " + " | ".join(cells) + " |")
+    cells = []
+    for name in names:
+        theirs, ours = (np.array([COLUMNS[name](its) for its in rows]) for rows in zip(*done, strict=True))
+        cells.append(_difference(theirs, ours))
+    return [*lines, "| difference | | " + " | ".join(cells) + " |"]
 
 
 def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
@@ -197,6 +212,14 @@ def _cell(values: Sequence[float]) -> str:
     digits = 0 if np.mean(values) > 10 else 3
     between = f" ({interval.low:.{digits}f} to {interval.high:.{digits}f})" if interval else ""
     return f"{np.mean(values):.{digits}f}{between}"
+
+
+def _difference(reference: np.ndarray, its: np.ndarray) -> str:
+    """The mean of paired differences; a star marks an interval without zero."""
+    mean, interval = scores.paired_difference(reference, its)
+    sure = interval is not None and not interval.low <= 0 <= interval.high
+    between = f" ({interval.low:+.3f} to {interval.high:+.3f})" if interval else ""
+    return f"{mean:+.3f}{between}{' *' if sure else ''}"
 
 
 def _reference(name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, complex_too: bool) -> str:

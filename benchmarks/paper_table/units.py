@@ -27,7 +27,7 @@ PUBLISHED_CONCEPTS = 4
 SHOWN = (6, 8, 12, 18, 19, 21)
 """Numbers of the prompts on the sheet: two environments, a colour, three styles."""
 FAST_CONCEPTS = 3
-"""Tuning concepts of the second look at fast mode."""
+"""Tuning concepts of the second look at fast mode; its contenders get them all."""
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Stage (or "" for what is no stage's) -> setting -> value, learning rates before they are multiplied."""
@@ -72,6 +72,9 @@ VARIANTS: Mapping[str, Changes] = {
 }
 """Our method's schedules: what changes against the default one. The second look at fast mode compares them; "upright"
 pictures are not turned in augmentation, and have no black corners."""
+
+CONTENDERS = ("fast", "fast-upright-shorter")
+"""The paper's fast schedule, and the one that may take its place."""
 
 PUBLISHED = 1.0
 """The factor of the published learning rates."""
@@ -184,6 +187,12 @@ def fast_units(best: Mapping[str, float]) -> list[Unit]:
     ours = ATTNDREAMBOOTH.name
     names = concepts("tuning")[:FAST_CONCEPTS]
     return [Unit(ours, best[ours], "tuning", name, variant) for name in names for variant in VARIANTS]
+
+
+def contender_units(best: Mapping[str, float], variant: str) -> list[Unit]:
+    """A contender on every tuning concept."""
+    ours = ATTNDREAMBOOTH.name
+    return [Unit(ours, best[ours], "tuning", name, variant) for name in concepts("tuning")]
 
 
 def settings_of(unit: Unit) -> dict[str, Any]:

@@ -59,7 +59,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(units, "FACTORS", (3.0,))
         patch.setattr(units, "LADDER", (3.0,))
         patch.setattr(units, "FINALISTS", 1)
-        patch.setattr(units, "VARIANTS", {name: units.VARIANTS[name] for name in ("", "fast", "fast-upright")})
         patch.setattr(units, "searched", lambda: [METHODS[0]])  # each as the other
         patch.setattr(units.table_units, "__defaults__", (METHODS,))
         patch.setattr(run, "PICTURES", 1)
@@ -129,6 +128,7 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len(lines) == 2 + 2 + rows
     assert len(part("differences")) == 2 + 3
     assert len(part("claims")) == 4  # of which both rows were run
+    assert part("contenders") == []  # nobody ran them
     for name in ("scores", "sheet", "fast"):
         assert (tmp_path / f"comparison-{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -270,6 +270,21 @@ def test_differences_are_paired_over_concepts() -> None:
     assert len(lines) == 3
     assert "-0.100 (-0.100 to -0.100) *" in lines[2]
     assert "+0.000 (+0.000 to +0.000) |" in lines[2]
+
+
+def test_contenders_are_compared_where_both_were_run(tmp_path: Path) -> None:
+    old, new = (units.contender_units({"attndreambooth": 10.0}, its) for its in ("fast", "fast-upright"))
+    assert len(old) == len(new) == len(units.concepts("tuning"))
+    for number, unit in enumerate(old[:-1]):
+        for its, more in ((unit, 0.0), (new[number], 0.1)):
+            found = {"identity": 0.1 * number + more, "text": 0.5, "drift": 0.1}
+            units.write_result(tmp_path, its, found | {"complex": {"identity": 0.3, "text": 0.4}})
+    units.write_result(tmp_path, new[-1], {"identity": 9.0})
+    lines = page.contender_table(tmp_path, old, new)
+    assert lines[0].startswith(f"| {len(old) - 1} concepts | samples | identity |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| fast", "| fast-upright", "| difference"]
+    assert "+0.100 (+0.100 to +0.100) * | +0.000 (+0.000 to +0.000) |" in lines[-1]
+    assert page.contender_table(tmp_path / "nothing", old, new) == []
 
 
 def test_the_peak_of_memory_is_that_since_it_was_forgotten() -> None:
