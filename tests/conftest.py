@@ -136,11 +136,16 @@ def trial_step() -> Iterator[None]:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the pictures `eval` scores in two steps, whatever its protocol says and records."""
+    """As `scored_in`, two steps."""
+    scored_in(2, monkeypatch)
+
+
+def scored_in(steps: int, patch: pytest.MonkeyPatch) -> None:
+    """Makes the pictures `eval` scores in so many steps, whatever its protocol says and records."""
     from attnbooth_cli.engine import gallery, sampling
 
-    monkeypatch.setattr(
-        gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=2), m)
+    patch.setattr(
+        gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=steps), m)
     )
 
 

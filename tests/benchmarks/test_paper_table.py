@@ -20,7 +20,7 @@ from benchmarks.paper_table import __main__ as command
 from benchmarks.paper_table import page, run, units
 from benchmarks.paper_table.claims import claim_lines, verdict
 from benchmarks.paper_table.units import PUBLISHED, Unit
-from tests.conftest import EXAMPLE
+from tests.conftest import EXAMPLE, scored_in
 from tools.tiny.dataset import ATTRIBUTES
 
 METHODS = ("attndreambooth", "textual-inversion", "attndreambooth-without-regulariser")
@@ -38,7 +38,7 @@ OPTIONS_OF = run.options_of
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A work folder; the concepts are the examples, their true pictures stand-ins."""
-    from attnbooth_cli.engine import gallery, prompts, sampling, session
+    from attnbooth_cli.engine import prompts, session
 
     simple = {name: its[:1] for name, its in prompts.EVALUATION["tiny"].items()}
     complex_ = prompts.COMPLEX["tiny"]["complex"][:2]
@@ -75,9 +75,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(run, "load_classifier", lambda: Classifier(ATTRIBUTES).eval().requires_grad_(False))
         patch.setattr(run, "load_instance_encoder", lambda: InstanceEncoder().eval().requires_grad_(False))
         patch.setattr(session, "sampling_settings", lambda *a: replace(of(*a), steps=1))
-        patch.setattr(
-            gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=1), m)
-        )
+        scored_in(1, patch)
         yield root / "work"
 
 

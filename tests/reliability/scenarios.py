@@ -14,13 +14,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from tests.conftest import Cli, Outcome, example_project, leftovers, pictures, quick, weights
+from tests.conftest import Cli, Outcome, example_project, leftovers, pictures, quick, scored_in, weights
 from tests.reliability.faults import Kind, faults
 
 TWO_STEPS = (
@@ -183,7 +183,6 @@ def declared_two_steps(root: Path) -> None:
 def in_process(folder: Path) -> Iterator[dict[str, Trial]]:
     """Every scenario, tried in this process outside a test: pictures in few steps, nothing said."""
     from attnbooth_cli.cli.app import run
-    from attnbooth_cli.engine import gallery, sampling
 
     def call(*arguments: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()
@@ -191,9 +190,7 @@ def in_process(folder: Path) -> Iterator[dict[str, Trial]]:
             return Outcome(run([*map(str, arguments)]), out.getvalue(), err.getvalue())
 
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch, quick():
-        patch.setattr(
-            gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=2), m)
-        )
+        scored_in(2, patch)
         starts = make_starts(Path(scratch) / "starts", call)
         gc.freeze()  # every stage of training collects garbage, of which the libraries are none
         yield {name: Trial(its, starts, Path(scratch) / name / "p", call) for name, its in SCENARIOS.items()}
