@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 
 from attnbooth_cli.engine import data
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS, published, unaugmented, upright
+from attnbooth_cli.engine.data import beside
 from attnbooth_cli.engine.families import Components
 from attnbooth_cli.engine.rng import keyed_generator
 from tests.engine.conftest import latent_shape, make_source
@@ -221,6 +224,44 @@ def test_a_pool_gives_the_same_samples_in_any_split(components: Components) -> N
     parted = make_source(components, pool=5)
     parts = [parted.batch("unet", 3, [index], 8) for index in range(8)]
     torch.testing.assert_close(torch.cat([p.latents for p in parts]), whole.latents, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", [0, 5])
+def test_pictures_augmented_ahead_are_the_same_and_cost_the_steps_nothing(components: Components, pool: int) -> None:
+    threads: list[str] = []
+
+    def watched(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
+        threads.append(threading.current_thread().name)
+        return published(picture, resolution, generator)
+
+    with ThreadPoolExecutor(3, "pictures") as ahead:
+        source = make_source(components, augment=watched, pool=pool, ahead=ahead)
+        source.look_ahead("unet", 0, range(4), 4)
+        for step in range(3):
+            source.look_ahead("unet", step + 1, range(4), 4)
+            batch = source.batch("unet", step, range(4), 4)
+            assert torch.equal(
+                batch.latents, make_source(components, pool=pool).batch("unet", step, range(4), 4).latents
+            )
+            assert len(source._coming) <= 4  # of one step, not of all that were ever announced
+    assert all(name.startswith("pictures") for name in threads)
+    assert len(threads) == (pool or 16)
+
+
+def test_a_picture_that_cannot_be_augmented_ahead_fails_its_own_step(components: Components) -> None:
+    def broken(*_: object) -> Image.Image:
+        raise OSError("no")
+
+    with ThreadPoolExecutor(1) as ahead:
+        source = make_source(components, augment=broken, ahead=ahead)
+        source.look_ahead("unet", 1, range(2), 2)
+        with pytest.raises(OSError, match="no"):
+            source.batch("unet", 1, range(2), 2)
+
+
+def test_only_a_cpu_that_does_not_compute_the_steps_augments_beside_them() -> None:
+    assert beside(torch.device("cpu")) is None
+    assert beside(torch.device("cuda")) is not None
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from attnbooth_cli.engine import loop
+from attnbooth_cli.engine import data, loop
 from attnbooth_cli.engine.attention import StatisticsProcessor, cross_attention_modules
 from attnbooth_cli.engine.conditioning import Subject, conditioning_of, recording
 from attnbooth_cli.engine.families import Components
@@ -205,6 +208,26 @@ def test_split_keeps_order_and_drops_nothing() -> None:
     assert [list(part) for part in split(range(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [list(part) for part in split(range(3), 0)] == [[0, 1, 2]]
     assert list(split(range(0), 0)) == []
+
+
+def test_a_stage_announces_the_pictures_of_every_step_and_no_others(
+    subject: Subject, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that on a GPU none of them is augmented while it waits; a split of the batch changes nothing of it."""
+    with ThreadPoolExecutor(1) as ahead:
+        source = make_source(subject.components, ahead=ahead)
+        alone: list[data.Draw] = []
+        augmented = data.LatentSource._augmented
+
+        def watched(self: data.LatentSource, draw: data.Draw) -> tuple[Tensor, Hashable]:
+            if threading.current_thread() is threading.main_thread():
+                alone.append(draw)
+            return augmented(self, draw)
+
+        monkeypatch.setattr(data.LatentSource, "_augmented", watched)
+        run_stage(EMBEDDING, subject, source, accelerator, AdamW(), micro_batch_size=1)
+    assert not alone
+    assert not source._coming
 
 
 @pytest.mark.parametrize(("stage", "encodings"), [(EMBEDDING, 4), (ATTENTION, 1), (UNET, 1)], ids=lambda v: str(v))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,6 +34,10 @@ SUPERSAMPLING = 4
 
 REMEMBERED = 256
 """Encoded pictures that are kept, the most recently used: at 512 pixels 128 KiB each."""
+
+AHEAD = 4
+"""Threads that augment the next step's pictures while a GPU computes this one. A step of Stable Diffusion takes a fast
+GPU about as long as one thread needs to turn and resize eight photos of 12 megapixels (docs/performance.md)."""
 
 Key = tuple[int | str, ...]
 Posterior = tuple[Tensor, Tensor]
@@ -70,6 +75,7 @@ class LatentSource:
         pictures: Upright RGB pictures, see `load_pictures`.
         pool: Number of augmentations that are encoded once and drawn from, 0 for a fresh one every time.
         device: Where the VAE encodes, wherever it waits; None for where it is.
+        ahead: Who augments what `look_ahead` announces, see `beside`; its threads end with the source. None for nobody.
     """
 
     pictures: Sequence[Image.Image]
@@ -80,7 +86,9 @@ class LatentSource:
     augment: Augment
     pool: int = 0
     device: torch.device | None = None
+    ahead: Executor | None = None
     _encoded: dict[Hashable, Posterior] = field(default_factory=dict)
+    _coming: dict[Draw, Future[tuple[Tensor, Hashable]]] = field(default_factory=dict)
 
     def batch(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> Batch:
         """The samples `indices` of the batch of `batch_size` at `step` (counted from 0) of `stage`."""
@@ -88,6 +96,15 @@ class LatentSource:
         latents = self._sampled([self._draw(stage, step, index, batch_size) for index in indices], keys)
         timesteps = [torch.randint(self.train_timesteps, (1,), generator=keyed_generator(*k, "timestep")) for k in keys]
         return Batch(latents, _normal(keys, "noise", latents), torch.cat(timesteps).to(latents.device))
+
+    def look_ahead(self, stage: str, step: int, indices: Sequence[int], batch_size: int) -> None:
+        """Has the pictures of a later `batch` augmented meanwhile, to the same bits; nothing where nobody does that."""
+        if self.ahead is None:
+            return
+        for index in indices:
+            draw = self._draw(stage, step, index, batch_size)
+            if draw not in self._coming and draw not in self._encoded:
+                self._coming[draw] = self.ahead.submit(self._augmented, draw)
 
     @property
     def complete(self) -> bool:
@@ -140,17 +157,27 @@ class LatentSource:
         """Encoded alone, so that its bits depend neither on the batch nor on where a run was resumed."""
         if self.pool and draw in self._encoded:
             return self._encoded[draw]
-        picture = self.augment(self.pictures[draw.picture], self.resolution, keyed_generator(*draw.key))
-        key = draw if self.pool else hashlib.sha256(picture.tobytes()).digest()
+        coming = self._coming.pop(draw, None)
+        pixels, key = coming.result() if coming else self._augmented(draw)
         posterior = self._encoded.pop(key, None)  # and back again below, as the latest
         if posterior is None:
             with at_hand(self.device, self.vae) if self.device else nullcontext():
-                mean, std = encode(self.vae, to_tensor(picture).unsqueeze(0))
+                mean, std = encode(self.vae, pixels.unsqueeze(0))
             posterior = mean[0], std[0]
         self._encoded[key] = posterior
         if len(self._encoded) > max(self.pool, REMEMBERED):
             del self._encoded[next(iter(self._encoded))]
         return posterior
+
+    def _augmented(self, draw: Draw) -> tuple[Tensor, Hashable]:
+        """Pixels [3, H, W] float32 in [-1, 1], and under what they are remembered when they are encoded."""
+        picture = self.augment(self.pictures[draw.picture], self.resolution, keyed_generator(*draw.key))
+        return to_tensor(picture), draw if self.pool else hashlib.sha256(picture.tobytes()).digest()
+
+
+def beside(device: torch.device) -> Executor | None:
+    """Threads for `look_ahead` where the steps leave the CPU to them; on a CPU both would want the same cores."""
+    return None if device.type == "cpu" else ThreadPoolExecutor(AHEAD, "pictures")
 
 
 def load_pictures(paths: Sequence[Path], resolution: int) -> tuple[Image.Image, ...]:

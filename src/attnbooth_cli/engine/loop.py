@@ -114,6 +114,8 @@ def run_stage(
             first_step = resume.step
         elif updates_early(stage, accelerator, constants, optimizer_name, micro_batch_size):
             optimizers.begin(optimizer, list(parameters.values()))
+        share = process_share(stage.batch_size, accelerator.process_index, accelerator.num_processes)
+        source.look_ahead(stage.name, first_step, share, stage.batch_size)
         conditioning = conditioning_of(stage, subject, source, accelerator)
         with recording(stage, subject) as recorder:
 
@@ -136,6 +138,8 @@ def run_stage(
 
             for step in range(first_step, stage.steps):
                 started = time.perf_counter()
+                if step + 1 < stage.steps:
+                    source.look_ahead(stage.name, step + 1, share, stage.batch_size)
                 optimizer.zero_grad(set_to_none=True)
                 while (losses := gradients(step, micro_batch_size)) is None:
                     micro_batch_size = half(micro_batch_size, stage, accelerator)

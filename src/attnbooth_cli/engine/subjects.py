@@ -10,7 +10,7 @@ from torch import nn
 from attnbooth_cli.engine.augmentation import AUGMENTATIONS
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.conditioning import CLASS_PROMPT, Subject
-from attnbooth_cli.engine.data import LatentSource, load_pictures
+from attnbooth_cli.engine.data import LatentSource, beside, load_pictures
 from attnbooth_cli.engine.families import Components
 from attnbooth_cli.engine.gallery import Shelf, fill
 from attnbooth_cli.engine.plan import Plan
@@ -67,4 +67,5 @@ def source_of(paths: list[Path], plan: Plan, components: Components) -> LatentSo
         augment=AUGMENTATIONS[plan.augmentation],
         pool=plan.augmentation_pool,
         device=components.device,
+        ahead=beside(components.device),
     )
