@@ -13,7 +13,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def write_page(work: Path) -> None:
         "differences": page.difference_table(found, best),
         "second opinion": page.second_opinion_table(found),
         "fast": page.fast_table(work, units.fast_units(best)),
-        "contenders": page.contender_table(work, *(units.contender_units(best, its) for its in units.CONTENDERS)),
+        "contenders": contender_tables(work, best),
     }
     text = PAGE.read_text("utf-8")
     for name, lines in parts.items():
@@ -77,6 +77,14 @@ def write_page(work: Path) -> None:
     durable.write_bytes(PICTURES / "comparison-scores.png", page.scatter(found, best))
     durable.write_bytes(PICTURES / "comparison-fast.png", page.fast_curve(work, units.fast_units(best)))
     page.sheet(work, best, list(METHODS)).save(PICTURES / "comparison-sheet.png", optimize=True)
+
+
+def contender_tables(work: Path, best: Mapping[str, float]) -> list[str]:
+    """The two schedules on the concepts on which one was chosen, and on the others."""
+    old, new = (units.contender_units(best, variant) for variant in units.CONTENDERS)
+    parts = zip(old, new, ("chosen on these concepts", "other concepts"), strict=True)
+    chosen, others = (page.contender_table(work, *its) for its in parts)
+    return [*chosen, *([""] if chosen and others else []), *others]
 
 
 def main() -> int:
@@ -98,7 +106,7 @@ def main() -> int:
     if chosen.step == "fast":
         best = units.best_factors(work, [ATTNDREAMBOOTH.name])
         todo = units.fast_units(best)
-        todo += [unit for variant in units.CONTENDERS for unit in units.contender_units(best, variant)]
+        todo += [unit for variant in units.CONTENDERS for part in units.contender_units(best, variant) for unit in part]
     else:
         todo = units.table_units(units.best_factors(work))
     return 0 if work_through(todo, work, desk, until) else 3

@@ -128,14 +128,14 @@ def fast_table(work: Path, todo: Sequence[Unit]) -> list[str]:
     return lines
 
 
-def contender_table(work: Path, old: Sequence[Unit], new: Sequence[Unit]) -> list[str]:
-    """What two schedules score on the same concepts, and the second less the first."""
+def contender_table(work: Path, old: Sequence[Unit], new: Sequence[Unit], which: str) -> list[str]:
+    """What two schedules score on the same concepts, which are the ones so called, and the second less the first."""
     names = [name for name in COLUMNS if name not in COSTS]
     pairs = [(result(work, its), result(work, other)) for its, other in zip(old, new, strict=True)]
     done = [(first, second) for first, second in pairs if first is not None and second is not None]
     if not done:
         return []
-    lines = [f"| {len(done)} concepts | samples | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    lines = [f"| {which} ({len(done)}) | samples | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for unit, rows in zip((old[0], new[0]), zip(*done, strict=True), strict=True):
         cells = [_cell([COLUMNS[name](its) for its in rows]) for name in names]
         lines.append(f"| {unit.variant} | {samples(unit):,} | " + " | ".join(cells) + " |")

@@ -1,6 +1,6 @@
 """The work of the comparison in pieces: one method at one choice of rates on one concept, each done once.
 
-A unit's result is one JSON file. Whoever finds neither a result nor a living claim takes the unit, so that any number
+A unit's result is one JSON file. Whoever finds neither a result nor a claim takes the unit, so that any number
 of processes can work on the same folder, and whatever is interrupted is done again.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.project import durable
@@ -20,6 +21,7 @@ from attnbooth_cli.project import durable
 CONCEPTS = Path(__file__).parents[1] / "concepts"
 FINALISTS = 2
 """Factors of each method that the search tries on a second concept, the best of the first."""
+UNFINISHED = "python -m benchmarks.paper_table search has not come to the end of"
 TABLE_CONCEPTS = 10
 """Test concepts of the table."""
 PUBLISHED_CONCEPTS = 4
@@ -189,10 +191,12 @@ def fast_units(best: Mapping[str, float]) -> list[Unit]:
     return [Unit(ours, best[ours], "tuning", name, variant) for name in names for variant in VARIANTS]
 
 
-def contender_units(best: Mapping[str, float], variant: str) -> list[Unit]:
-    """A contender on every tuning concept."""
+def contender_units(best: Mapping[str, float], variant: str) -> tuple[list[Unit], list[Unit]]:
+    """A contender on the tuning concepts on which it was chosen, and on the others, which alone can tell whether it
+    deserved to be."""
     ours = ATTNDREAMBOOTH.name
-    return [Unit(ours, best[ours], "tuning", name, variant) for name in concepts("tuning")]
+    units = [Unit(ours, best[ours], "tuning", name, variant) for name in concepts("tuning")]
+    return units[:FAST_CONCEPTS], units[FAST_CONCEPTS:]
 
 
 def settings_of(unit: Unit) -> dict[str, Any]:
@@ -242,55 +246,55 @@ def write_result(work: Path, unit: Unit, found: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def claimed(work: Path, unit: Unit) -> Iterator[bool]:
-    """Whether this process may do the unit now; a claim whose process is gone is nobody's."""
-    file = work / "claims" / f"{unit.name}.pid"
+    """Whether this process is to do the unit now; the claim is the operating system's lock, which ends with it."""
+    file = work / "claims" / f"{unit.name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
-    if result(work, unit) is not None or not _taken(file):
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
         yield False
         return
     try:
-        yield True
+        yield result(work, unit) is None  # asked now, as another process may have just done it
     finally:
-        file.unlink(missing_ok=True)
-
-
-def _taken(file: Path) -> bool:
-    with contextlib.suppress(FileExistsError):
-        file.touch(exist_ok=False)
-        file.write_text(str(os.getpid()))
-        return True
-    owner = file.read_text() or "0"
-    if owner != "0" and not Path(f"/proc/{owner}").exists():
-        file.unlink(missing_ok=True)
-        return _taken(file)
-    return False
+        lock.release()
 
 
 def best_factors(work: Path, methods: Sequence[str] = ()) -> dict[str, float]:
-    """With which factor the pictures of these methods (all) come out best on the tuning concepts, see `merit`."""
-    return {method: _ranked(work, method, _searched_on())[0] for method in methods or searched()}
+    """With which finalist the pictures of these methods (all) come out best on the tuning concepts, see `merit`."""
+    first = _searched_on()[:1]
+    finalists = {method: _ranked(work, method, first)[:FINALISTS] for method in methods or searched()}
+    ranked = {method: _ranked(work, method, _searched_on(), its) for method, its in finalists.items()}
+    if missing := [method for method in ranked if len(ranked[method]) < len(finalists[method])]:
+        raise SystemExit(f"{UNFINISHED} {', '.join(missing)}")
+    return {method: its[0] for method, its in ranked.items()}
 
 
 def _searched_on() -> list[str]:
     return concepts("tuning")[:2]
 
 
-def _ranked(work: Path, method: str, names: Sequence[str]) -> list[float]:
-    """The factors that were tried on all of these concepts, best mean merit first."""
+def _ranked(work: Path, method: str, names: Sequence[str], among: Sequence[float] = LADDER) -> list[float]:
+    """Those of the factors that were tried on all of these concepts, best mean merit first."""
     merits = {}
-    for factor in LADDER:
+    for factor in among:
         found = [result(work, Unit(method, factor, "tuning", name)) for name in names]
         done = [merit(its) for its in found if its is not None]
         if len(done) == len(found):
             merits[factor] = sum(done) / len(done)
     if not merits:
-        raise SystemExit(f"the search has not tried {method} yet: python -m benchmarks.paper_table search")
+        raise SystemExit(f"{UNFINISHED} {method}")
     return sorted(merits, key=lambda factor: merits[factor], reverse=True)
 
 
 def merit(found: Mapping[str, Any]) -> float:
-    """One number to choose rates by: identity as a part of the true pictures', plus text as a part of the untuned
-    model's. A method that only copies, and one that only obeys, both come to about 1."""
-    identity: float = found["identity"] / found["truth"]["identity"]
-    text: float = found["text"] / found["untuned"]["text"]
-    return identity + text
+    """One number to choose rates by: how far identity has come from the untuned model's to the true pictures', plus
+    text as a part of the true pictures', of which more earns nothing.
+
+    What only obeys, as the untuned model does, comes to 1, and what only copies to little more; the true pictures to 2.
+    """
+    untuned, true = found["untuned"]["identity"], found["truth"]["identity"]
+    learned: float = (found["identity"] - untuned) / (true - untuned)
+    obeyed: float = min(1.0, found["text"] / found["truth"]["text"])
+    return learned + obeyed

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -81,11 +82,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     desk, ever = run.Desk(ComponentPool(keep=True)), math.inf
-    with pytest.raises(SystemExit, match="not tried attndreambooth yet"):
+    with pytest.raises(SystemExit, match="the end of attndreambooth"):
         units.best_factors(small)
     assert not command.work_through(units.rate_units(), small, desk, until=0)
     assert command.work_through(units.rate_units(), small, desk, ever)
-    with pytest.raises(SystemExit, match="not tried attndreambooth yet"):  # on both concepts
+    with pytest.raises(SystemExit, match="the end of attndreambooth"):  # on both concepts
         units.best_factors(small)
     finalists = units.finalist_units(small)
     assert [(unit.method, unit.concept) for unit in finalists] == [("attndreambooth", "mushroom")]
@@ -160,12 +161,19 @@ def test_a_unit_is_anyones_whose_owner_has_gone(tmp_path: Path) -> None:
         assert mine
         with units.claimed(tmp_path, unit) as again:
             assert not again
-    file = tmp_path / "claims" / f"{unit.name}.pid"
-    assert not file.exists()
-    file.write_text("999999999")
+    holds = (
+        "from pathlib import Path; from benchmarks.paper_table import units\n"
+        f"with units.claimed(Path({str(tmp_path)!r}), units.Unit('attndreambooth', 1.0, 'test', 'cat')) as mine:\n"
+        "    print(mine, flush=True); input()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"True\n"
+    with units.claimed(tmp_path, unit) as mine:
+        assert not mine
+    other.kill()
+    other.communicate()
     with units.claimed(tmp_path, unit) as mine:
         assert mine
-        assert file.read_text() == str(os.getpid())
     units.write_result(tmp_path, unit, {"identity": 1})
     with units.claimed(tmp_path, unit) as mine:
         assert not mine
@@ -201,20 +209,31 @@ def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: 
     assert fast["attention"] == halved["attention"]
 
 
+def scored(identity: float) -> dict[str, object]:
+    return {
+        "truth": {"identity": 1.0, "text": 0.5},
+        "untuned": {"identity": 0.0, "text": 0.6},
+        "identity": identity,
+        "text": 0.4,
+    }
+
+
 def test_the_best_factor_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "searched", lambda: ["lora"])
     names = units.concepts("tuning")[:2]
 
     def score(factor: float, *identities: float) -> None:
         for name, identity in zip(names, identities, strict=False):
-            scored = {"truth": {"identity": 1.0}, "untuned": {"text": 1.0}, "identity": identity, "text": 0.5}
-            units.write_result(tmp_path, Unit("lora", factor, "tuning", name), scored)
+            units.write_result(tmp_path, Unit("lora", factor, "tuning", name), scored(identity))
 
     score(1.0, 0.5, 0.5)
     score(3.0, 0.4, 0.8)
-    score(10.0, 0.99)  # not tried on both: no judgement yet
+    score(10.0, 0.99)
     assert {unit.factor for unit in units.finalist_units(tmp_path)} == {10.0, 1.0}
-    assert units.best_factors(tmp_path) == {"lora": 3.0}
+    with pytest.raises(SystemExit, match="the end of lora"):  # one of them was not tried on the second concept
+        units.best_factors(tmp_path)
+    score(10.0, 0.99, 0.1)
+    assert units.best_factors(tmp_path) == {"lora": 10.0}  # 3.0 was no finalist
 
 
 def test_the_search_goes_on_where_the_best_factor_is_the_lowest_or_the_highest(
@@ -224,8 +243,7 @@ def test_the_search_goes_on_where_the_best_factor_is_the_lowest_or_the_highest(
     first = units.concepts("tuning")[0]
 
     def score(method: str, factor: float, identity: float) -> None:
-        scored = {"truth": {"identity": 1.0}, "untuned": {"text": 1.0}, "identity": identity, "text": 0.5}
-        units.write_result(tmp_path, Unit(method, factor, "tuning", first), scored)
+        units.write_result(tmp_path, Unit(method, factor, "tuning", first), scored(identity))
 
     def tried() -> list[tuple[str, float]]:
         return [(unit.method, unit.factor) for unit in units.wider_units(tmp_path)]
@@ -244,9 +262,10 @@ def test_the_search_goes_on_where_the_best_factor_is_the_lowest_or_the_highest(
 
 def test_neither_copying_nor_obeying_alone_has_merit() -> None:
     truth, untuned = {"identity": 0.9, "text": 0.5}, {"identity": 0.3, "text": 0.6}
-    scored = {"truth": truth, "untuned": untuned}
+    scored = {"truth": truth, "untuned": untuned}  # what a method scored is beside them
     copies = units.merit({"identity": 0.9, "text": 0.0, **scored})
-    obeys = units.merit({"identity": 0.0, "text": 0.6, **scored})
+    obeys = units.merit({"identity": 0.3, "text": 0.6, **scored})
+    assert units.merit({**truth, **scored}) == pytest.approx(2)
     both = units.merit({"identity": 0.8, "text": 0.5, **scored})
     assert copies == pytest.approx(1)
     assert obeys == pytest.approx(1)
@@ -271,18 +290,20 @@ def test_differences_are_paired_over_concepts() -> None:
 
 
 def test_contenders_are_compared_where_both_were_run(tmp_path: Path) -> None:
-    old, new = (units.contender_units({"attndreambooth": 10.0}, its) for its in ("fast", "fast-upright"))
-    assert len(old) == len(new) == len(units.concepts("tuning"))
-    for number, unit in enumerate(old[:-1]):
+    (old, others), (new, its_others) = (
+        units.contender_units({"attndreambooth": 10.0}, its) for its in ("fast", "fast-upright")
+    )
+    assert [unit.concept for unit in (*old, *others)] == units.concepts("tuning")
+    for number, unit in enumerate(old):
         for its, more in ((unit, 0.0), (new[number], 0.1)):
             found = {"identity": 0.1 * number + more, "text": 0.5, "drift": 0.1}
             units.write_result(tmp_path, its, found | {"complex": {"identity": 0.3, "text": 0.4}})
-    units.write_result(tmp_path, new[-1], {"identity": 9.0})
-    lines = page.contender_table(tmp_path, old, new)
-    assert lines[0].startswith(f"| {len(old) - 1} concepts | samples | identity |")
+    units.write_result(tmp_path, its_others[-1], {"identity": 9.0})
+    lines = page.contender_table(tmp_path, old, new, "chosen")
+    assert lines[0].startswith("| chosen (3) | samples | identity |")
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| fast", "| fast-upright", "| difference"]
-    assert "+0.100 (+0.100 to +0.100) * | +0.000 (+0.000 to +0.000) |" in lines[-1]
-    assert page.contender_table(tmp_path / "nothing", old, new) == []
+    assert "| +0.100 | +0.000 |" in lines[-1]  # three concepts are too few for an interval
+    assert page.contender_table(tmp_path, others, its_others, "others") == []  # of each, one of the two is missing
 
 
 def test_the_peak_of_memory_is_that_since_it_was_forgotten() -> None:
