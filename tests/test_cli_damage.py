@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from attnbooth_cli.engine.methods import Stage
 from tests.conftest import (
     EXAMPLE,
     SHORT,
@@ -411,12 +412,27 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(cli: Cli, train
     assert lower.named("start")[0]["resumed_from"] is None
 
 
-def test_a_state_that_is_not_finite_is_never_saved(cli: Cli, project: Path) -> None:
-    flags = (*SHORT, "--set=train.attention.learning_rate=1e30", "--set=train.checkpoint_every=1", "--json")
-    done = cli("train", project, *flags)
+@pytest.mark.parametrize(("often", "kept"), [("checkpoint_every", "checkpoints"), ("snapshot_every", "snapshots")])
+def test_a_state_that_is_not_finite_is_never_kept(
+    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch, often: str, kept: str
+) -> None:
+    """Where the losses of its step still were: the first that is spoiled is that of step 2."""
+    from attnbooth_cli.engine import loop
+
+    finite = loop._require_finite
+
+    def spoiling(stage: Stage, step: int, losses: object, parameters: loop.Parameters) -> None:
+        finite(stage, step, losses, parameters)
+        if (stage.name, step) == ("attention", 2):
+            next(iter(parameters.values())).data.view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(loop, "_require_finite", spoiling)
+    done = cli("train", project, *SHORT, f"--set=train.{often}=1", "--json")
     assert done.code == 8
-    for path in project.glob("runs/*/checkpoints/*/weights.safetensors"):
-        assert all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())
+    assert "a trained weight is no longer finite at step 2 of stage attention" in done.err
+    names = [path.name for path in project.glob(f"runs/*/{kept}/*")]
+    assert any(name.endswith("attention-000001") for name in names)
+    assert not any(name.endswith("attention-000002") for name in names)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,8 +103,9 @@ def test_batches_that_would_not_fit_are_split_beforehand(
     """On a CPU nobody could answer running out: the system ends the process."""
     from attnbooth_cli.engine import execution
 
-    prepared = prepare(project, TrainOptions(device="cpu", settings=("train.unet.batch_size=8",)))
-    halves = replace(prepared.plan, micro_batch_size=4)
+    prepared = prepare(project, TrainOptions(device="cpu"))
+    stages = tuple(replace(stage, batch_size=8) for stage in prepared.plan.stages_until("embedding"))
+    halves = replace(prepared.plan, stages=stages, micro_batch_size=4)
     expected = forecast.forecast(halves, prepared.base)
     assert expected is not None
     monkeypatch.setattr(execution, "own_memory", lambda: 0)
@@ -112,12 +113,13 @@ def test_batches_that_would_not_fit_are_split_beforehand(
     sizes = []
     session = execution.Session
     monkeypatch.setattr(execution, "Session", lambda *a: (sizes.append(a[8]), session(*a))[1])
-    done = cli("train", project, *SHORT, "--until=embedding", "--set=train.unet.batch_size=8")
+    flags = (*SHORT, "--until=embedding", "--set=train.embedding.batch_size=8")
+    done = cli("train", project, *flags)
     assert done.code == 0
     assert "4 pictures at a time: whole batches would not fit" in done.err
     for memory in ("high", "auto"):
         monkeypatch.setattr(execution, "free_host_memory", lambda: 10**12)
-        again = cli("train", project, *SHORT, "--until=embedding", "--memory", memory, "--restart")
+        again = cli("train", project, *flags, "--memory", memory, "--restart")
         assert "pictures at a time" not in again.err
     assert sizes == [4, 0, 0]
 
@@ -127,7 +129,8 @@ def test_freed_memory_goes_back_to_the_system_only_where_a_run_is_tight(
 ) -> None:
     """It costs time."""
     prepared = prepare(project, TrainOptions(device="cpu", settings=tuple(its.removeprefix("--set=") for its in SHORT)))
-    expected = forecast.forecast(prepared.plan, prepared.base)
+    plan = replace(prepared.plan, stages=prepared.plan.stages_until("embedding"))
+    expected = forecast.forecast(plan, prepared.base)
     assert expected is not None
     said: list[str] = []
     monkeypatch.setattr(execution, "return_large_blocks", lambda: said.append("given back"))
@@ -136,3 +139,14 @@ def test_freed_memory_goes_back_to_the_system_only_where_a_run_is_tight(
         monkeypatch.setattr(execution, "free_host_memory", lambda room=room: room)
         assert cli("train", project, *SHORT, "--restart", "--until", "embedding", "-q").code == 0
         assert said == heard
+
+
+def test_what_is_not_asked_for_is_not_forecast(cli: Cli, project: Path) -> None:
+    """The hint of a refusal is to train less: it must help."""
+    whole, part = (
+        cli("train", project, "--device", "cpu", "--dry-run", "--json", *until).document["outlook"]["forecast"]
+        for until in ((), ("--until", "attention"))
+    )
+    assert [stage["name"] for stage in part["stages"]] == ["embedding", "attention"]
+    assert whole["stages"][:2] == part["stages"]
+    assert part["smallest"] < whole["smallest"]

@@ -169,7 +169,13 @@ def test_prompts_from_a_file(cli: Cli, trained: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(None, "No such file"), (b"", "no prompt"), (b"# only\n\n", "no prompt"), (b"\xff\xfe", "UTF-8")],
+    [
+        (None, "No such file"),
+        (b"", "no prompt"),
+        (b"# only\n\n", "no prompt"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"a {}\na \x1b[2J {}\n", "a control character in line 2"),
+    ],
 )
 def test_prompt_files_that_will_not_do(
     cli: Cli, trained: Path, tmp_path: Path, content: bytes | None, why: str

@@ -78,7 +78,22 @@ def test_the_folders_name_gives_the_category_and_that_is_said(
     assert f"pictures of a {category} (from the folder's name" in done.out
 
 
-@pytest.mark.parametrize("folder", ["IMG_2041", "DCIM", "100CANON", "photos", "my_pictures", "New Folder", "123", "my"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "IMG_2041",
+        "P1010001",
+        "DJI_0001",
+        "GOPR0123",
+        "DCIM",
+        "100CANON",
+        "photos",
+        "my_pictures",
+        "New Folder",
+        "123",
+        "my",
+    ],
+)
 def test_camera_junk_is_no_category(cli: Cli, tmp_path: Path, folder: str) -> None:
     root = pictures(tmp_path / folder)
     before = snapshot(tmp_path)

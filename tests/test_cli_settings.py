@@ -195,9 +195,27 @@ def test_leaving_every_stage_out_is_refused(cli: Cli, project: Path) -> None:
 
 def test_a_training_prompt_that_does_not_fit_is_refused(cli: Cli, project: Path) -> None:
     prompt = "a photo of " + "the beach and " * 30 + "a {}"
-    done = cli("train", project, "--set", f"train.prompt={prompt}")
+    for more in ((), ("--set", "train.regulariser=false")):  # without which nothing else would notice
+        done = cli("train", project, "--set", f"train.prompt={prompt}", *more)
+        assert done.code == 2
+        assert "cut off" in done.err
+    assert not (project / "runs").exists()  # nothing was begun that would stand in the way of a shorter one
+
+
+def test_words_of_a_training_prompt_that_do_not_fit_are_named(cli: Cli, project: Path) -> None:
+    prompt = "a photo of a {} " + "the beach and " * 30 + "a castle"
+    flags = ("--until", "embedding", "--set=train.embedding.steps=1", "--set=train.embedding.batch_size=1")
+    done = cli("train", project, "--set", f"train.prompt={prompt}", *flags)
+    assert done.code == 0
+    assert "does not see" in done.err
+    assert "castle" in done.err
+
+
+def test_the_regulariser_needs_the_categorys_word(cli: Cli, project: Path) -> None:
+    flags = ("--method", "textual-inversion", "--set", "train.prompt=a photo of a {}")
+    done = cli("train", project, *flags, "--set", "train.embedding.mean_weight=0.1", "--dry-run")
     assert done.code == 2
-    assert "cut off" in done.err
+    assert "compares [V] with the category's word" in done.err
 
 
 # --- the manifest's own rules -----------------------------------------------------------------------------------------

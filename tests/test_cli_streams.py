@@ -164,7 +164,7 @@ def test_piped_output_is_plain_lines_and_results_alone_go_to_stdout(
         assert not CONTROL.search(done.out + done.err)
     assert "embedding 2/2" in trained.err
     assert [line.split(":")[0].split(" ")[0] for line in trained.out.splitlines()] == [
-        "done", "concept", "report", "next",
+        "done", "concept", "sample", "report", "next",
     ]  # fmt: skip
     assert Path(made.out.rstrip("\n")).is_file()
 

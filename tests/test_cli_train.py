@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from attnbooth_cli.cli import signals
+from attnbooth_cli.engine.base_models import bundled_folder
 from tests.conftest import SAMPLING_STEPS, SHORT, Cli, example_project, leftovers, pictures, snapshot, weights
 
 EMBEDDING = ("--until", "embedding", "--set=train.embedding.steps=2", "--set=train.embedding.batch_size=1")
@@ -257,8 +261,8 @@ def test_restart_begins_anew_and_keeps_the_old_run(cli: Cli, interrupted: Path) 
     assert state(interrupted)["concept_run"] == "002-attndreambooth"
 
 
-def test_settings_trained_before_are_made_current_again(cli: Cli, project: Path) -> None:
-    """`nothing to do` must mean that concept/ holds what these settings give, not that it once did."""
+def test_a_finished_concept_is_replaced_only_when_asked_to(cli: Cli, project: Path) -> None:
+    """And `nothing to do` must mean that concept/ holds what these settings give, not that it once did."""
     assert cli("train", project, *EMBEDDING).code == 0
     first = weights(project)
     other = cli("train", project, *EMBEDDING, "--seed", 1)
@@ -266,9 +270,13 @@ def test_settings_trained_before_are_made_current_again(cli: Cli, project: Path)
     assert "trained already, with other settings (seed: 0 -> 1)" in other.err
     assert weights(project) == first
     assert cli("train", project, *EMBEDDING, "--seed", 1, "--restart").code == 0
-    assert weights(project) != first
-    done = cli("train", project, *EMBEDDING)
-    assert done.code == 0
+    second = weights(project)
+    assert second != first
+    back = cli("train", project, *EMBEDDING)  # they were trained before, and would replace what is there all the same
+    assert back.code == 2
+    assert "trained already, with other settings (seed: 1 -> 0)" in back.err
+    assert weights(project) == second
+    assert cli("train", project, *EMBEDDING, "--restart").code == 0
     assert weights(project) == first
 
 
@@ -279,6 +287,43 @@ def test_a_deleted_concept_is_made_again(cli: Cli, project: Path) -> None:
     assert cli("generate", project, "a {}").code == 2
     assert cli("train", project, *EMBEDDING).code == 0
     assert weights(project) == first
+
+
+def test_resume_goes_no_further_than_the_last_train_was_asked_to(
+    cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was done with a stage, was asked for the next one and stopped in it, is not done."""
+    assert cli("train", project, *SHORT, "--until", "embedding", "-q").code == 0
+    with monkeypatch.context() as stopping:
+        stopping.setattr(signals, "stop_at_safe_points", lambda _: contextlib.nullcontext(lambda: signal.SIGINT))
+        assert cli("train", project, *SHORT, "--until", "attention", "-q").code == 130
+    assert cli("status", project, "--json").document["runs"][0]["status"] == "unfinished"
+    done = cli("resume", project, "--json")
+    assert done.code == 0
+    assert {event["stage"] for event in done.named("step")} == {"attention"}
+
+
+def test_a_stage_the_run_does_not_have_is_refused(cli: Cli, project: Path) -> None:
+    for more in ((), ("--dry-run",)):
+        done = cli("train", project, "--method", "dreambooth", "--until", "attention", *more)
+        assert done.code == 2
+        assert "nothing is trained until stage attention: this run has unet" in done.err
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--category", " mushroom"), ("--resolution", "64"), ("--model", "tiny"), ("--model", "link")]
+)
+def test_saying_again_what_init_was_told_contradicts_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str
+) -> None:
+    """So that the command that made a project can be repeated as it is, a folder's relative path included."""
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to(bundled_folder())
+    model = value if flag == "--model" else "tiny"
+    root = pictures(Path("mushroom"))
+    assert cli("init", root, "--model", model).code == 0
+    assert cli("train", root, flag, value, "--dry-run").code == 0
 
 
 # --- smoke ------------------------------------------------------------------------------------------------------------
@@ -311,6 +356,14 @@ def test_a_smoke_test_does_not_replace_a_real_concept(cli: Cli, trained: Path) -
     assert "attnbooth generate" not in done.out
     assert snapshot(trained / "concept") == before
     assert state(trained)["concept_run"] == "001-attndreambooth"
+
+
+def test_a_smoke_test_tests_each_time_and_makes_one_picture(cli: Cli, project: Path) -> None:
+    for number in (1, 2):
+        done = cli("train", project, "--smoke", "--until", "embedding", "--json")
+        assert done.code == 0
+        assert [event["run"] for event in done.named("start")] == [f"00{number}-attndreambooth-smoke"]
+        assert len(done.named("sample")) == 1
 
 
 def test_a_smoke_test_beside_an_unfinished_run(cli: Cli, interrupted: Path) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnbooth_cli.engine import context
-from attnbooth_cli.engine.conditioning import Subject, conditioning_of
+from attnbooth_cli.engine.conditioning import Subject, conditioning_of, recording
 from attnbooth_cli.engine.families import FAMILIES, Components
 from attnbooth_cli.engine.initialisation import init
+from attnbooth_cli.engine.loop import checkpointing
 from attnbooth_cli.engine.methods import CORE
 from attnbooth_cli.engine.objective import accumulate_gradients, context_loss
 from attnbooth_cli.engine.preparation import TrainOptions, prepare
@@ -63,7 +64,9 @@ def regularisation(subject: Subject, rows: Tensor, prompts: list[str], weights: 
     generator = torch.Generator().manual_seed(3)
     noisy = torch.randn(len(prompts), *latent_shape(components), generator=generator)
     times = torch.arange(len(prompts)) * 100 + 300
-    return context.context_regularisation(components, subject.placeholder, rows, prompts, noisy, times, weights)
+    terms = context.context_regularisation(components, subject.placeholder, rows, prompts, noisy, times, weights)
+    with terms as found:
+        return found
 
 
 def test_the_categorys_own_embedding_has_nothing_to_regularise(components: Components, subject: Subject) -> None:
@@ -87,10 +90,10 @@ def test_the_concepts_own_place_is_left_out(components: Components, subject: Sub
     encode = FAMILIES[components.family].encode
     for category in ("cat", "teddy bear"):
         concept = replace(subject.placeholder, category=category)
-        found = context.context_regularisation(
-            components, concept, subject.rows, ["a drawing of a {} in the woods"], torch.zeros(1, 1), torch.zeros(1),
-            (1.0, 0.0),
-        )  # fmt: skip
+        prompts = ["a drawing of a {} in the woods"]
+        nothing = torch.zeros(1, 1), torch.zeros(1)
+        with context.context_regularisation(components, concept, subject.rows, prompts, *nothing, (1.0, 0.0)) as terms:
+            found = float(terms)
         encoder.model.get_input_embeddings().weight[-1] = subject.rows[0]
         (told,) = encode(components, ["a drawing of a <it> in the woods"])["encoder_hidden_states"]
         (reference,) = encode(components, [f"a drawing of a {category} in the woods"])["encoder_hidden_states"]
@@ -98,7 +101,7 @@ def test_the_concepts_own_place_is_left_out(components: Components, subject: Sub
         left, right = torch.cat([told[:5], told[6:]]), torch.cat([reference[:5], reference[5 + pieces :]])
         size = min(len(left), len(right))
         expected = (1 - F.cosine_similarity(left[:size], right[:size])).mean()
-        assert float(found) == pytest.approx(float(expected), rel=1e-4)
+        assert found == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_gradients_reach_the_embedding_alone_and_batches_split(
@@ -117,8 +120,27 @@ def test_gradients_reach_the_embedding_alone_and_batches_split(
     assert torch.allclose(gradients[0][1], gradients[1][1], rtol=1e-3, atol=1e-6)
     assert all(parameter.grad is None for parameter in components.unet.parameters())
     batch = source.batch("embedding", 3, range(4), 4)
-    alone = float(context_loss(stage, 3, range(4), subject, source, batch).detach())
-    assert gradients[0][0] == pytest.approx(alone, rel=1e-4)
+    with context_loss(stage, 3, range(4), subject, source, batch, accelerator) as alone:
+        assert gradients[0][0] == pytest.approx(float(alone.detach()), rel=1e-4)
+    subject.rows.requires_grad_(False)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(
+    components: Components, subject: Subject, accelerator: Accelerator
+) -> None:
+    """What is computed again in the backward pass must be what was read in the forward pass."""
+    source = make_source(components)
+    stage = replace(CORE.stages[0], batch_size=2, context_weight=1.0, context_attention_weight=1.0)
+    subject.rows.requires_grad_(True)
+    found = []
+    for wanted in (False, True):
+        subject.rows.grad = None
+        with checkpointing(components.unet, wanted), recording(stage, subject) as recorder:
+            conditioning = conditioning_of(stage, subject, source, accelerator)
+            losses = accumulate_gradients(stage, 0, subject, source, accelerator, conditioning, recorder, 0)
+        found.append((losses.attention, subject.rows.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-7)
     subject.rows.requires_grad_(False)
 
 

@@ -90,6 +90,26 @@ def test_published_recipe_rotates_three_quarters_with_black_corners() -> None:
     assert 0.62 < np.mean(black) < 0.80  # 0.75 rotate; small angles may lose their corners to the resize
 
 
+def test_published_turns_by_up_to_45_degrees_and_makes_up_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned: list[tuple[float, Image.Image]] = []
+    rotate = Image.Image.rotate
+
+    def watched(self: Image.Image, angle: float, *arguments: object, **options: object) -> Image.Image:
+        turned.append((angle, rotate(self, angle, *arguments, **options)))
+        return turned[-1][1]
+
+    monkeypatch.setattr(Image.Image, "rotate", watched)
+    stripes = Image.fromarray(np.tile(np.uint8([[255], [60]]), (50, 100))).convert("RGB")
+    draws("published", stripes, 300)
+    angles = np.array([angle for angle, _ in turned])
+    assert -45 <= angles.min() < -43
+    assert 43 < angles.max() <= 45
+    assert abs(np.mean(np.abs(angles) < 22.5) - 0.5) < 0.1
+    for _, picture in turned:
+        assert set(np.unique(np.asarray(picture))) <= {0, 60, 255}  # to the nearest pixel; the corners are black
+        assert min(picture.size) >= 100  # nothing of it is cut off
+
+
 def test_a_quarter_of_all_draws_is_flipped() -> None:
     half = Image.new("RGB", (64, 64), "white")
     half.paste("red", (0, 0, 32, 64))

@@ -37,6 +37,12 @@ def test_little_memory_suffices_where_little_is_trained(
     assert cli("train", project, "--method", "textual-inversion", "--set=train.embedding.steps=1", "-q").code == 0
 
 
+def test_the_hint_where_memory_is_too_little_helps(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "free_memory", lambda device: 20_000_000)
+    assert "--until attention" in cli("train", project, *SHORT).err
+    assert cli("train", project, *SHORT, "--until", "attention", "-q").code == 0
+
+
 def test_too_little_disk_is_refused_with_numbers(cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 50_000_000))
     done = cli("train", project, *SHORT)

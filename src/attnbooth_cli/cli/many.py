@@ -12,7 +12,7 @@ from attnbooth_cli.cli.console import Console
 from attnbooth_cli.cli.each import exit_code
 from attnbooth_cli.cli.failures import explain
 from attnbooth_cli.cli.outcomes import Outcome, close, failed, succeeded
-from attnbooth_cli.cli.streams import silence
+from attnbooth_cli.cli.streams import BROKEN_PIPE, silence
 from attnbooth_cli.engine.cluster import parse_resources, require_ray, train_many
 from attnbooth_cli.engine.cluster_head import Crew
 from attnbooth_cli.engine.cluster_worker import Work
@@ -78,25 +78,30 @@ def spread(
                 failure = explain(error)
                 console.failure(failure, root)
                 outcomes[root] = failed(failure, None, 0.0)
+        refused: list[OSError] = []  # by stdout, whose reader has gone or whose disk is full
         with shown_together(console, len(projects), len(outcomes)) as view:
 
             def emit(root: Path, event: Event) -> None:
-                reporter(console, root, lambda its: view.show(root, its), runs, finished[root])(event)
+                said = reporter(console, root, lambda its: view.show(root, its), runs, finished[root])
+                until_refused(said, refused)(event)
+
+            def asked() -> int:
+                return should_stop() or (BROKEN_PIPE - 128 if refused else 0)
 
             def ended(root: Path, failure: BoothError | None, seconds: float) -> None:
                 if failure is None:
                     outcomes[root] = succeeded(finished[root][-1] if finished[root] else None, seconds)
                 else:
                     outcomes[root] = failed(failure, runs.get(root), seconds)
-                    console.failure(failure, root, runs.get(root))
+                    unless_refused(lambda: console.failure(failure, root, runs.get(root)), refused)
                 view.end(root, outcomes[root])
 
             stopped, trouble = should_stop(), 0
             if ready and not stopped:
                 try:
-                    stopped = train_many(
-                        ready, work, crew, emit=emit, ended=ended, should_stop=should_stop, explain=explain
-                    )
+                    stopped = train_many(ready, work, crew, emit=emit, ended=ended, should_stop=asked, explain=explain)
+                    if refused:
+                        raise refused[0]
                 except BoothError as error:  # of the cluster, not of a project
                     console.failure(error)
                     trouble = error.exit_code
@@ -134,15 +139,16 @@ def reporter(
 
 
 def until_refused(emit: Emit, refused: list[OSError]) -> Emit:
-    """The same, until stdout fails for the first time; that is noted, and nothing more is said."""
+    """The same, as `unless_refused`."""
+    return lambda event: unless_refused(lambda: emit(event), refused)
 
-    def report(event: Event) -> None:
-        if refused:
-            return
-        try:
-            emit(event)
-        except OSError as error:
-            silence(sys.stdout)
-            refused.append(error)
 
-    return report
+def unless_refused(say: Callable[[], None], refused: list[OSError]) -> None:
+    """Says something, until stdout fails for the first time; that is noted, and nothing more is said."""
+    if refused:
+        return
+    try:
+        say()
+    except OSError as error:
+        silence(sys.stdout)
+        refused.append(error)

@@ -88,8 +88,8 @@ def run_scoring(
     extra: dict[str, Any] = {"comparison": rows} if rows else {}
     if why_not:
         extra = {"comparison": None, "not_compared": why_not}
-    if report and len(projects) > 1 and (rows or why_not):
-        first = next(root for root in projects if str(root) in reports)
+    first = next((root for root in projects if str(root) in reports), None)
+    if report and first and len(projects) > 1 and (rows or why_not):
         extra["comparison_page"] = str(write_comparison_page(Project(first).evaluation, rows, why_not))
         console.result(printable(f"  {extra['comparison_page']}"))
     if len(projects) == 1 and results:

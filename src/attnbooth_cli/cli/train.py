@@ -31,6 +31,7 @@ from attnbooth_cli.project.shell import command
 if TYPE_CHECKING:
     from attnbooth_cli.engine.families import ComponentPool
     from attnbooth_cli.engine.initialisation import Declaration
+    from attnbooth_cli.engine.methods import StageName
     from attnbooth_cli.engine.preparation import TrainOptions
     from attnbooth_cli.events import Emit, Finished
 
@@ -129,7 +130,7 @@ def train(
     crew = crew_of(executor, resources, retries)
     roots = chosen_projects(console, projects, listed)
     if dry_run:
-        return each_project(console, roots, lambda root: _dry_run(console, root, chosen, declaration))
+        return each_project(console, roots, lambda root: _dry_run(console, root, chosen, until, declaration))
 
     def begin(root: Path, emit: Emit) -> None:
         from attnbooth_cli.engine.initialisation import init_bare_folder
@@ -266,7 +267,9 @@ def _summary(root: Path, event: Finished, width: int) -> Iterable[str]:
     yield from command_lines("next:   ", generate, width)
 
 
-def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: Declaration) -> None:
+def _dry_run(
+    console: Console, root: Path, chosen: TrainOptions, until: StageName | None, declaration: Declaration
+) -> None:
     from attnbooth_cli.engine.forecast import outlook
     from attnbooth_cli.engine.initialisation import check_declaration
     from attnbooth_cli.engine.plan import settings_of
@@ -277,7 +280,8 @@ def _dry_run(console: Console, root: Path, chosen: TrainOptions, declaration: De
     for warning in prepared.warnings:
         console.warning(warning)
     table = settings_of(prepared.plan)
-    expected = outlook(prepared.plan, prepared.base)
+    asked = dataclasses.replace(prepared.plan, stages=prepared.plan.stages_until(until))
+    expected = outlook(asked, prepared.base)
     console.document(
         "plan",
         root,

@@ -135,8 +135,9 @@ class Worker:
         Raises:
             ResourceError: it does not.
         """
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # needed for a relative path only
             os.chdir(self.folder)
+        with contextlib.suppress(OSError):
             if (root / marker).exists():
                 return
         raise ResourceError(

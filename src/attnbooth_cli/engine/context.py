@@ -9,8 +9,9 @@ means are those of a public re-implementation of the paper's equations.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ def attention_regularisation(of_token: Sequence[Tensor], of_category: Sequence[T
     return (_mean_map(of_token, side) - _mean_map(of_category, side)).square().mean(dim=1).sum()
 
 
+@contextlib.contextmanager
 def context_regularisation(
     components: Any,
     concept: Placeholder,
@@ -62,8 +64,11 @@ def context_regularisation(
     noisy: Tensor,
     timesteps: Tensor,
     weights: tuple[float, float],
-) -> Tensor:
-    """Both terms with their weights, each a sum over samples; a float32 scalar with gradients to `rows`.
+) -> Iterator[Tensor]:
+    """Both terms with their weights, each a sum over samples; a float32 scalar with gradients to `rows`, for the block.
+
+    Gradient checkpointing computes the U-Net once more in the backward pass, and must find the same readers in it then:
+    so that pass belongs into the block.
 
     Args:
         rows: [v, d], the embedding of [V].
@@ -89,27 +94,36 @@ def context_regularisation(
         _picked(told["encoder_hidden_states"], around), _picked(reference["encoder_hidden_states"], around_category)
     )
     total = weights[0] * of_encodings
-    if weights[1]:
-        with torch.no_grad():
-            expected = _maps(components, noisy, timesteps, reference, around_category)
-        maps = _maps(components, noisy, timesteps, told, around)
-        total = total + weights[1] * attention_regularisation(maps, expected)
-    return total
+    if not weights[1]:
+        yield total
+        return
+    with torch.no_grad(), _maps(components, noisy, timesteps, reference, around_category) as expected:
+        pass
+    with _maps(components, noisy, timesteps, told, around) as maps:
+        yield total + weights[1] * attention_regularisation(maps, expected)
 
 
+@contextlib.contextmanager
 def _maps(
     components: Any, noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], tokens: Tensor
-) -> list[Tensor]:
-    """The maps of one U-Net pass, a layer each: [m, p, n], means over heads, of the tokens [m, n] of each sample."""
+) -> Iterator[list[Tensor]]:
+    """The maps of one U-Net pass, a layer each: [m, p, n], means over heads, of the tokens [m, n] of each sample.
+
+    The readers stay for the block; what they read there is computed and not kept, which would keep its graph alive.
+    """
     layers: list[Tensor] = []
+    forward = True
 
     def read(_layer: str, attn: Any, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
         mean = attention_probabilities(attn, query, key, mask).mean(dim=1)  # [m, p, t]
-        layers.append(mean.gather(2, tokens.unsqueeze(1).expand(-1, mean.shape[1], -1)))
+        picked = mean.gather(2, tokens.unsqueeze(1).expand(-1, mean.shape[1], -1))
+        if forward:
+            layers.append(picked)
 
     with processors(components.unet, lambda name: ReadingProcessor(name, read)):
         components.unet(noisy, timesteps, **conditioning, return_dict=False)
-    return layers
+        forward = False
+        yield layers
 
 
 def _mean_map(layers: Sequence[Tensor], side: int) -> Tensor:

@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,9 @@ M_MMAP_THRESHOLD = -3
 """malloc.h's number of that parameter."""
 LARGE_BLOCK = 2 << 20
 """Bytes; smaller ones come so often that asking the system for them costs more time than memory is saved."""
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for the main one, which downloads base models and makes the class's pictures; PyTorch's ten
+minutes are too few for either."""
 T = TypeVar("T")
 
 
@@ -106,7 +110,7 @@ def make_accelerator(device: torch.device, precision: str) -> Any:
     else:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     if _distributed():
-        PartialState(cpu=device.type == "cpu")
+        PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     return Accelerator(mixed_precision="no" if precision == "float32" else precision, cpu=device.type == "cpu")
 
 
@@ -121,7 +125,7 @@ def decided_by_main(decide: Callable[[], T], device: torch.device | None = None)
     from accelerate.state import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState(cpu=(device or resolve_device("auto")).type == "cpu")
+    state = PartialState(cpu=(device or resolve_device("auto")).type == "cpu", timeout=PATIENCE)
     box: list[Any] = [decide() if state.is_main_process else None]
     answer: T = broadcast_object_list(box)[0]
     return answer

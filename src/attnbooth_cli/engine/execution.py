@@ -62,37 +62,39 @@ def execute(
     picture_paths = check_pictures_of_plan(project, manifest, plan)
     emit = logged(folder, emit) if is_main_process() else ignore
     device = resolve_device(plan.device)
+    asked = replace(plan, stages=plan.stages_until(until))
     micro_batch_size = plan.micro_batch_size
     if device.type == "cpu":  # where running out of memory ends the process, and no error can be answered
         room = free_host_memory() + own_memory()
-        if is_tight(plan, base, room):
+        if is_tight(asked, base, room):
             return_large_blocks()
         if plan.memory == "auto" and not micro_batch_size:
-            micro_batch_size = micro_batches(plan, base, room)
+            micro_batch_size = micro_batches(asked, base, room)
     if micro_batch_size != plan.micro_batch_size:
         emit(Warned(f"{micro_batch_size} pictures at a time: whole batches would not fit the memory that is free"))
     accelerator = make_accelerator(device, resolve_precision(plan.precision, device))
     components = pool.take(base)
-    require_disk(folder.root, plan, components.unet)
+    require_disk(folder.root, asked, components.unet)
     components.to(accelerator.device)
-    require_memory(plan, components.unet, accelerator.device)
+    require_memory(asked, components.unet, accelerator.device)
     source = source_of(picture_paths, plan, components)
     subject = subject_of(components, source, plan, emit)
-    if any(stage.prior_weight for stage in plan.stages_until(until)):
-        subject = replace(subject, prior=prior_of(folder, plan, base, components, accelerator, emit))
+    if any(stage.prior_weight for stage in asked.stages):
+        prior = prior_of(folder, plan, base, components, accelerator, emit, should_stop, micro_batch_size)
+        subject = replace(subject, prior=prior)
     sources = (source, subject.prior) if subject.prior else (source,)
     writer = CheckpointWriter(folder.checkpoints, writes_behind(accelerator.device))
     session = Session(
         folder, plan, base, subject, accelerator, emit, should_stop, [], micro_batch_size, writer, sources
     )
-    stages = plan.stages_until(until)
-    finished, resumed = _restore(folder, stages, plan, subject, emit)
-    remaining = tuple(stage for stage in stages if stage.name not in finished)
+    finished, resumed = _restore(folder, asked.stages, plan, subject, emit)
+    remaining = tuple(stage for stage in asked.stages if stage.name not in finished)
     estimated = None
     if not plan.smoke:
         already_done = resumed.step if resumed else 0
         session.stop_if_asked()
-        estimated = estimate_seconds(remaining, already_done, subject, source, plan, accelerator)
+        trial = replace(plan, micro_batch_size=micro_batch_size)
+        estimated = estimate_seconds(remaining, already_done, subject, source, trial, accelerator)
     session.stop_if_asked()
     emit(
         Started(
@@ -114,7 +116,8 @@ def execute(
     with contextlib.closing(writer):
         for stage in remaining:
             try:
-                _run_stage(session, stage, source, resumed if resumed and resumed.stage == stage.name else None)
+                begun = resumed if resumed and resumed.stage == stage.name else None
+                _run_stage(session, stage, source, begun, sampled=not plan.smoke or stage is remaining[-1])
             except DivergedError:
                 if accelerator.is_main_process:
                     record(project, replace(run, stages=finished, status="diverged"))
@@ -144,7 +147,9 @@ def execute(
     )
 
 
-def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Checkpoint | None) -> None:
+def _run_stage(
+    session: Session, stage: Stage, source: LatentSource, resumed: Checkpoint | None, *, sampled: bool
+) -> None:
     plan, started = session.plan, time.monotonic()
     session.emit(StageStarted(stage.name, resumed.step if resumed else 0, stage.steps))
     seconds: list[float] = []
@@ -179,7 +184,7 @@ def _run_stage(session: Session, stage: Stage, source: LatentSource, resumed: Ch
     session.accelerator.wait_for_everyone()
     if stage.adapts_unet:
         adapters.merge(session.subject.components.unet)
-    if not plan.smoke or stage is plan.stages_until(None)[-1]:
+    if sampled:
         session.sample(stage, stage.steps)
     session.emit(StageFinished(stage.name, stage.steps, stage.steps, time.monotonic() - started))
 

@@ -226,6 +226,8 @@ class ComponentPool:
             DamagedError, InputError: as `load_components`.
         """
         key = (str(base.path), base.revision)
+        if key in self._loaded and self._loaded[key][0].vae.dtype != torch.float32:
+            del self._loaded[key]  # pictures were made in half precision, and what that has rounded is lost
         if key not in self._loaded:
             components = load_components(base)
             if self.keep:

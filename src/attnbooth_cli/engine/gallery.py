@@ -22,7 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from attnbooth_cli.engine.families import Components
-from attnbooth_cli.engine.sampling import Request, SamplingSettings, sample_missing
+from attnbooth_cli.engine.sampling import BATCH_SIZE, Request, SamplingSettings, sample_missing
 from attnbooth_cli.errors import BoothError
 from attnbooth_cli.events import Advanced, Emit
 from attnbooth_cli.project import durable, pictures
@@ -56,12 +56,17 @@ def _digest(value: Any) -> str:
 
 
 def fill(
-    shelf: Shelf, requests: Sequence[Request], components: Callable[[], Components], emit: Emit
+    shelf: Shelf,
+    requests: Sequence[Request],
+    components: Callable[[], Components],
+    emit: Emit,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[list[Path], int]:
     """Makes what is missing of `requests`, prompts batched together.
 
     Args:
         components: Loads the subject; called only if a picture is missing.
+        emit: Told of every picture; may raise to stop.
 
     Returns:
         Every request's file, in order, and how many were made now.
@@ -75,7 +80,7 @@ def fill(
     done = len(requests) - len(missing)
     emit(Advanced(done, len(requests)))
     if missing:
-        for place, picture in sample_missing(components(), requests, shelf.settings, missing):
+        for place, picture in sample_missing(components(), requests, shelf.settings, missing, batch_size):
             told = {**shelf.subject, **dataclasses.asdict(shelf.settings), **dataclasses.asdict(requests[place])}
             _save(paths[place], picture, told)
             done += 1

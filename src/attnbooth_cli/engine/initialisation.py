@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from attnbooth_cli.engine.base_models import BaseModel, resolve, resolve_judge
-from attnbooth_cli.engine.catalogue import BUNDLED, DEFAULT_MODEL
+from attnbooth_cli.engine.catalogue import BUNDLED, DEFAULT_MODEL, WITHDRAWN
 from attnbooth_cli.engine.vocabulary import is_known, known_nouns
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.events import Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.lock import locked
-from attnbooth_cli.project.manifest import check_category, check_token, manifest_text
+from attnbooth_cli.project.manifest import Manifest, check_category, check_token, manifest_text
 from attnbooth_cli.project.project import MANIFEST_NAME, Project, open_project, require_folder
 from attnbooth_cli.project.samples import slug
 from attnbooth_cli.project.shell import command
@@ -33,10 +33,11 @@ KNOWN_PIECE_LENGTH = 3.0
 """A folder name is taken as a category only if its words' pieces average this many characters (our choice)."""
 
 _NOT_CATEGORIES = {
-    "100canon", "album", "archive", "camera", "camera roll", "concept", "data", "dataset", "dcim", "desktop",
-    "documents", "downloads", "dsc", "dscf", "dscn", "folder", "image", "images", "img", "input", "instance", "mvi",
-    "new folder", "output", "photo", "photos", "pic", "pics", "picture", "pictures", "project", "pxl", "sample",
-    "samples", "screenshot", "screenshots", "temp", "test", "tmp", "train", "training", "untitled", "untitled folder",
+    "album", "archive", "camera", "camera roll", "concept", "data", "dataset", "dcim", "desktop", "dji", "documents",
+    "downloads", "dsc", "dscf", "dscn", "folder", "gh", "gopr", "gopro", "gx", "image", "images", "img", "input",
+    "instance", "mov", "mvi", "new folder", "output", "photo", "photos", "pic", "pics", "picture", "pictures",
+    "project", "pxl", "sam", "sample", "samples", "screenshot", "screenshots", "temp", "test", "tmp", "train",
+    "training", "untitled", "untitled folder", "vid", "video", "videos", "whats app images", "whatsapp images",
 }  # fmt: skip
 
 
@@ -159,14 +160,18 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
     Raises:
         InputError: the manifest that is there says otherwise than `declaration`; and as `init`.
     """
-    project = Project(root)
-    if project.manifest.exists():
-        check_declaration(root, declaration)
-        return None
-    require_folder(root)
     from attnbooth_cli.engine.devices import decided_by_main
 
-    return decided_by_main(lambda: init(root, **dataclasses.asdict(declaration), emit=emit, bars=bars))
+    def made() -> Initialised | None:
+        if Project(root).manifest.exists():
+            return None
+        require_folder(root)
+        return init(root, **dataclasses.asdict(declaration), emit=emit, bars=bars)
+
+    initialised = decided_by_main(made)  # of several processes, a late one would find what the first has made
+    if initialised is None:
+        check_declaration(root, declaration)
+    return initialised
 
 
 def check_declaration(root: Path, declaration: Declaration) -> None:
@@ -176,18 +181,34 @@ def check_declaration(root: Path, declaration: Declaration) -> None:
         InputError: it is not, or this is no project.
     """
     project, manifest = open_project(root)
-    said = {
-        "category": (declaration.category, manifest.concept.category),
-        "token": (declaration.token, manifest.concept.token),
-        "model": (declaration.model, manifest.base.model),
-        "resolution": (declaration.resolution, manifest.train.resolution),
+    concept, base = manifest.concept, manifest.base
+    wanted_category = declaration.category and _checked("--category", check_category, declaration.category)
+    said: dict[str, tuple[object, object, bool]] = {
+        "category": (declaration.category, concept.category, wanted_category == concept.category),
+        "token": (declaration.token, concept.token, declaration.token == concept.token),
+        "model": (declaration.model, base.model, _is_same_model(declaration.model, base.model)),
+        "resolution": (declaration.resolution, *_resolution(manifest, declaration.resolution)),
     }
-    for name, (wanted, declared) in said.items():
-        if wanted is not None and wanted != declared:
+    for name, (wanted, declared, same) in said.items():
+        if wanted is not None and not same:
             hint = "--set train.resolution=N" if name == "resolution" else f"change it in {MANIFEST_NAME}"
             raise InputError(
                 f"--{name} {wanted} contradicts {project.manifest} ({declared})", f"leave it out, or {hint}"
             )
+
+
+def _is_same_model(said: str | None, declared: str) -> bool:
+    """Whether a reference is the one in a manifest, where `init` writes a folder's whole path and a withdrawn model's
+    successor."""
+    return said is not None and declared in (said, WITHDRAWN.get(said), str(Path(said).expanduser().resolve()))
+
+
+def _resolution(manifest: Manifest, said: int | None) -> tuple[int | None, bool]:
+    """The manifest's resolution, or that of its base model where it has none, and whether that is what was said."""
+    declared = manifest.train.resolution
+    if declared is None and said is not None:
+        declared = resolve(manifest.base.model, revision=manifest.base.revision).resolution
+    return declared, said == declared
 
 
 def category_from_name(name: str) -> str | None:
@@ -196,7 +217,7 @@ def category_from_name(name: str) -> str | None:
     if words and words[0] in ("my", "the"):
         words = words[1:]
     text = re.sub(r"[\d ]+$", "", " ".join(words))
-    if not text or text in _NOT_CATEGORIES or any(character.isdigit() for character in text):
+    if len(text) < 2 or text in _NOT_CATEGORIES or any(character.isdigit() for character in text):
         return None
     return text
 

@@ -123,7 +123,7 @@ def build_plan(
         for key in (f"train.{name}.{weight}" for name in STAGE_NAMES for weight in ("mean_weight", "variance_weight")):
             values[key], origins[key] = 0.0, NO_REGULARISER
     stages = tuple(_stage(stage, values) for stage in method.stages)
-    _require_consistent(method.name, stages)
+    _require_consistent(method, stages)
     if not any(stage.enabled for stage in stages):
         raise InputError("every stage is disabled: nothing would be trained", "enable one of train.<stage>.enabled")
     concept = manifest.concept
@@ -160,14 +160,20 @@ def _stage(stage: Stage, values: Mapping[str, Any]) -> Stage:
     return dataclasses.replace(stage, **chosen)
 
 
-def _require_consistent(method: str, stages: Sequence[Stage]) -> None:
+def _require_consistent(chosen: Method, stages: Sequence[Stage]) -> None:
     """Refuses what a stage does not do, where it would otherwise be ignored or go wrong."""
+    method = chosen.name
     enabled = [stage for stage in stages if stage.enabled]
     for stage in enabled:
         prompting = stage.adapter is not None and not stage.adapts_unet
         if prompting and len(enabled) > 1:
             others = ", ".join(its.name for its in enabled if its is not stage)
             raise InputError(f"{method} trains nothing but its own layers", f"disable stage {others}")
+        if stage.regularised and not chosen.with_category:
+            raise InputError(
+                f"the attention regulariser compares [V] with the category's word, which {method} has in no prompt",
+                f"leave train.{stage.name}.mean_weight and so on out",
+            )
         if prompting and stage.regularised:
             raise InputError(
                 f"the attention regulariser is not for {method}", f"leave train.{stage.name}.mean_weight and so on out"

@@ -108,7 +108,7 @@ def run_stage(
         )
         first_step = 0
         if accelerator.scaler is not None:
-            reset_scaler(accelerator.scaler)
+            reset_scaler(accelerator.scaler, accelerator.device)
         if resume:
             _restore(resume, parameters, optimizer, accelerator.scaler, optimizer_name)
             first_step = resume.step
@@ -187,10 +187,15 @@ def optimizer_tensors(progress: Progress) -> dict[str, Tensor]:
     return optimizers.stored(progress.optimizer.state_dict()["state"], list(progress.parameters))
 
 
-def reset_scaler(scaler: torch.amp.GradScaler) -> None:
-    """Gives each stage a fresh loss scale, so that it begins alike whether or not the run was stopped before it."""
+def reset_scaler(scaler: torch.amp.GradScaler, device: torch.device) -> None:
+    """Gives each stage a fresh loss scale, so that it begins alike whether or not the run was stopped before it.
+
+    The scale is made real at once: otherwise the first loss would, and a process whose share of the batch is empty has
+    none to step with.
+    """
     state = scaler.state_dict()
     scaler.load_state_dict({**state, "scale": INITIAL_SCALE, "_growth_tracker": 0})
+    scaler.scale(torch.zeros((), device=device))
 
 
 def _restore(

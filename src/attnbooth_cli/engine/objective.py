@@ -7,7 +7,7 @@ regulariser a sum.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,10 +89,9 @@ def accumulate_gradients(
         of_attention = (terms.attention_mean, terms.attention_variance, terms.attention_other)
         totals[:4] += torch.stack([part * terms.diffusion, *of_attention]).detach()
         if stage.contextual:
-            with accelerator.autocast():
-                around = context_loss(stage, step, indices, subject, source, batch)
-            accelerator.backward(around)
-            totals[3] += around.detach()
+            with context_loss(stage, step, indices, subject, source, batch, accelerator) as around:
+                accelerator.backward(around)
+                totals[3] += around.detach()
         if stage.prior_weight:
             prior = part * stage.prior_weight * prior_loss(stage, step, indices, subject, accelerator, conditioning)
             accelerator.backward(prior)
@@ -100,24 +99,38 @@ def accumulate_gradients(
     return StepLosses(*accelerator.reduce(totals, reduction="sum").tolist())
 
 
+@contextmanager
 def context_loss(
-    stage: Stage, step: int, indices: Sequence[int], subject: Subject, source: LatentSource, batch: Batch
-) -> Tensor:
-    """CoRe's terms (`context`), a sum over the micro-batch, each sample with a prompt of its own."""
+    stage: Stage,
+    step: int,
+    indices: Sequence[int],
+    subject: Subject,
+    source: LatentSource,
+    batch: Batch,
+    accelerator: Any,
+) -> Iterator[Tensor]:
+    """CoRe's terms (`context`), a sum over the micro-batch, each sample with a prompt of its own.
+
+    For the block, to which their backward pass belongs.
+    """
     components = subject.components
     (encoder,) = components.text_encoders
     known = [text for text in context.PROMPTS if knows(encoder.tokenizer, text.replace("{}", ""))]
     numbers = [source.prompt_number(f"{stage.name} context", step, index, len(known)) for index in indices]
     noisy = components.noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    return context.context_regularisation(
-        components,
-        subject.placeholder,
-        subject.rows,
-        [known[number] for number in numbers],
-        noisy,
-        batch.timesteps,
-        (stage.context_weight, stage.context_attention_weight),
-    )
+    with ExitStack() as regularised:
+        with accelerator.autocast():
+            terms = context.context_regularisation(
+                components,
+                subject.placeholder,
+                subject.rows,
+                [known[number] for number in numbers],
+                noisy,
+                batch.timesteps,
+                (stage.context_weight, stage.context_attention_weight),
+            )
+            around = regularised.enter_context(terms)
+        yield around
 
 
 def prior_loss(

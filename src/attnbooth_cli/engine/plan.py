@@ -105,9 +105,17 @@ class Plan:
     optimizer: OptimizerName = "adamw"
 
     def stages_until(self, until: StageName | None) -> tuple[Stage, ...]:
-        """The enabled stages up to and including `until` (all of them for None)."""
+        """The enabled stages up to and including `until` (all of them for None).
+
+        Raises:
+            InputError: there are none.
+        """
         last = STAGE_NAMES.index(until) if until else len(STAGE_NAMES)
-        return tuple(stage for stage in self.stages if stage.enabled and STAGE_NAMES.index(stage.name) <= last)
+        stages = tuple(stage for stage in self.stages if stage.enabled and STAGE_NAMES.index(stage.name) <= last)
+        if not stages:
+            enabled = ", ".join(stage.name for stage in self.stages if stage.enabled)
+            raise InputError(f"nothing is trained until stage {until}: this run has {enabled}", "leave --until out")
+        return stages
 
     @property
     def identity(self) -> dict[str, Any]:

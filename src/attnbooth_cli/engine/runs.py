@@ -116,24 +116,27 @@ def base_files(folder: RunFolder) -> object:
 
 
 def run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
-    """The run `train` goes on with: one with this plan, finished or not; None to begin a new one.
+    """The run `train` goes on with: one with this plan, finished or not; None to begin a new one, which a smoke test,
+    that is to see whether everything works here and now, always does.
 
     Raises:
-        InputError: an unfinished run with other settings would be left behind.
+        InputError: an unfinished run with other settings would be left behind, or the concept of a later one replaced.
     """
+    if plan.smoke:
+        return None
     same = [run for run in state.runs if run.digest == plan.digest and (project.runs / run.name).is_dir()]
-    if same:
+    done = [run for run in state.runs if not run.smoke and is_current(project, run)]
+    if same and not (done and state.runs.index(done[-1]) > state.runs.index(same[-1])):
         return same[-1]
     others = [run for run in state.unfinished if not run.smoke]
-    done = [run for run in state.runs if not run.smoke and is_current(project, run)]
-    if done and not others and not plan.smoke:
+    if done and not others:
         changed = differences(read_plan(RunFolder(project, done[-1].name)), plan)
         raise InputError(
             f"{project.root} is trained already, with other settings ({'; '.join(changed[:4])})",
             "the same command with --restart trains again and then replaces concept/; "
             "to keep both, make another project",
         )
-    if others and not plan.smoke:
+    if others:
         changed = differences(read_plan(RunFolder(project, others[-1].name)), plan)
         raise InputError(
             f"{project.root} has an unfinished run {others[-1].name} with other settings ({'; '.join(changed[:4])})",

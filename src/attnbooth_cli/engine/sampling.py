@@ -83,7 +83,11 @@ def sample(
 
 
 def sample_missing(
-    components: Components, requests: Sequence[Request], settings: SamplingSettings, missing: Collection[int]
+    components: Components,
+    requests: Sequence[Request],
+    settings: SamplingSettings,
+    missing: Collection[int],
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[int, Image.Image]]:
     """Makes the pictures at some places of `requests`, in the batches in which all would be made.
 
@@ -96,7 +100,7 @@ def sample_missing(
     Raises:
         InputError: an unknown scheduler.
     """
-    yield from _made(components, requests, settings, missing, BATCH_SIZE, lambda _: None)
+    yield from _made(components, requests, settings, missing, batch_size, lambda _: None)
 
 
 def _made(

@@ -93,7 +93,7 @@ class Session:
         if not last and self.plan.sample_every and step % self.plan.sample_every == 0:
             self.sample(stage, step)
         if not last and self.plan.snapshot_every and step % self.plan.snapshot_every == 0:
-            self._snapshot(stage, step)
+            self._snapshot(progress)
 
     def lowered(self, micro_batch_size: int) -> None:
         """Says that a step did not fit the memory; later stages begin with what did."""
@@ -120,12 +120,11 @@ class Session:
         mine = torch.tensor([self.should_stop()], device=self.accelerator.device)
         if self.accelerator.num_processes == 1:
             return int(mine)
-        return int(self.accelerator.reduce(mine, reduction="max"))
+        return int(self.accelerator.gather(mine).max())  # older versions of accelerate reduce to sums only
 
     def _save(self, progress: Progress) -> None:
         stage, step = progress.stage, progress.step
-        if not all_finite(progress.parameters):
-            raise diverged(stage, step, "a trained weight")
+        _require_finite(progress)
         if self.accelerator.is_main_process:
             parts: Parts = {"weights": progress.parameters, "optimizer": optimizer_tensors(progress)}
             scaler = progress.scaler.state_dict() if progress.scaler is not None else None
@@ -172,8 +171,10 @@ class Session:
             self.emit(Sampled(stage.name, step, str(path), request.prompt, request.seed))
         self.accelerator.wait_for_everyone()
 
-    def _snapshot(self, stage: Stage, step: int) -> None:
+    def _snapshot(self, progress: Progress) -> None:
         """Keeps the concept as it is now (main process only)."""
+        stage, step = progress.stage, progress.step
+        _require_finite(progress)
         if self.accelerator.is_main_process:
             stages = tuple(planned.name for planned in self.plan.stages_until(stage.name))
             place = self.folder.snapshots / snapshots.snapshot_name(stage.name, step)
@@ -227,6 +228,14 @@ class Session:
         if "attention" in stages:
             return checkpoint.read(self.folder.stages / "attention").tensors("weights")
         return {}
+
+
+def _require_finite(progress: Progress) -> None:
+    """Raises:
+    DivergedError: what would be kept of a step is no longer finite.
+    """
+    if not all_finite(progress.parameters):
+        raise diverged(progress.stage, progress.step, "a trained weight")
 
 
 def sampling_settings(base: BaseModel, plan: Plan) -> SamplingSettings:

@@ -16,10 +16,12 @@ from attnbooth_cli.engine.gallery import Shelf, fill
 from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.engine.prompting import KINDS
 from attnbooth_cli.engine.runs import RunFolder
-from attnbooth_cli.engine.sampling import Request
-from attnbooth_cli.engine.session import sampling_settings
+from attnbooth_cli.engine.sampling import BATCH_SIZE, Request
+from attnbooth_cli.engine.session import ShouldStop, sampling_settings
 from attnbooth_cli.engine.tokens import add_placeholder, knows, placeholder
-from attnbooth_cli.events import Emit, Warned
+from attnbooth_cli.errors import StoppedError
+from attnbooth_cli.events import Emit, Event, Warned
+from attnbooth_cli.project.shell import command
 
 
 def subject_of(components: Components, source: LatentSource, plan: Plan, emit: Emit) -> Subject:
@@ -44,20 +46,42 @@ def subject_of(components: Components, source: LatentSource, plan: Plan, emit: E
 
 
 def prior_of(
-    folder: RunFolder, plan: Plan, base: BaseModel, components: Components, accelerator: Any, emit: Emit
+    folder: RunFolder,
+    plan: Plan,
+    base: BaseModel,
+    components: Components,
+    accelerator: Any,
+    emit: Emit,
+    should_stop: ShouldStop,
+    at_once: int,
 ) -> LatentSource:
-    """The class's pictures, made by the base model as it is (DreamBooth, section 3.2), which the main process does."""
+    """The class's pictures, made by the base model as it is (DreamBooth, section 3.2), which the main process does.
+
+    Args:
+        at_once: How many are made together, 0 for as many as otherwise.
+
+    Raises:
+        StoppedError: a signal arrived between two of them; those that are made are kept.
+    """
+
+    def made(event: Event) -> None:
+        emit(event)
+        # Of several processes the others wait for all pictures, so that this one must not leave them.
+        if accelerator.num_processes == 1 and (signal_number := should_stop()):
+            raise StoppedError("everything is saved", command("resume", folder.project.root), signal_number)
+
     shelf = Shelf(folder.root / "class", {"base": plan.base.sha256}, sampling_settings(base, plan))
     prompt = CLASS_PROMPT.format(plan.concept.category)
     requests = [Request(prompt, number) for number in range(plan.prior_pictures)]
     if accelerator.is_main_process:
-        fill(shelf, requests, lambda: components, emit)
+        with accelerator.autocast():
+            fill(shelf, requests, lambda: components, made, at_once or BATCH_SIZE)
     accelerator.wait_for_everyone()
     return source_of([shelf.path(request) for request in requests], plan, components)
 
 
 def source_of(paths: list[Path], plan: Plan, components: Components) -> LatentSource:
-    """Latents of pictures, augmented as the plan has it."""
+    """Latents of pictures, augmented as the plan has it; a pool has every picture at least once."""
     return LatentSource(
         pictures=load_pictures(paths, plan.resolution),
         vae=components.vae,
@@ -65,7 +89,7 @@ def source_of(paths: list[Path], plan: Plan, components: Components) -> LatentSo
         resolution=plan.resolution,
         train_timesteps=components.noise_scheduler.config.num_train_timesteps,
         augment=AUGMENTATIONS[plan.augmentation],
-        pool=plan.augmentation_pool,
+        pool=max(plan.augmentation_pool, len(paths)) if plan.augmentation_pool else 0,
         device=components.device,
         ahead=beside(components.device),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from attnbooth_cli.engine import adapters, optimizers
 from attnbooth_cli.engine.changes import continued, edited
@@ -28,7 +29,7 @@ from attnbooth_cli.engine.runs import (
     run_to_continue,
 )
 from attnbooth_cli.engine.session import ShouldStop
-from attnbooth_cli.engine.tokens import category_pieces
+from attnbooth_cli.engine.tokens import category_pieces, check_length, placeholder
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, Finished, Warned, ignore
 from attnbooth_cli.project.project import Project, open_project
@@ -68,8 +69,9 @@ def train(
     project, plan = prepared.project, prepared.plan
     for warning in prepared.warnings:
         emit(Warned(warning))
-    category_pieces(load_tokenizer(prepared.base), plan.concept.category)  # refuses one it does not know
+    _check_words(plan, load_tokenizer(prepared.base), emit)
     _require_libraries(plan, until)
+    wanted = {stage.name for stage in plan.stages_until(until)}
     with only_writer(project):
 
         def decide() -> Run:
@@ -77,12 +79,15 @@ def train(
             if found:
                 require_same_files(prepared.base, base_files(RunFolder(project, found.name)))
             run = found or new_run(project, plan, file_hashes(prepared.base), fast=options.fast)
+            if run.status == "done" and not wanted <= set(
+                run.stages
+            ):  # `resume` is to go on with what is wanted now, and no further
+                run = replace(run, status="unfinished")
             run = replace(run, until=until)
             record(project, run)
             return run
 
         run = decided_by_main(decide, resolve_device(plan.device))
-        wanted = {stage.name for stage in plan.stages_until(until)}
         if _settled(project, run, wanted, emit):
             return project
         as_asked = continued(read_plan(RunFolder(project, run.name)), plan)
@@ -138,6 +143,23 @@ def resume(
         with same_bits(plan.deterministic):
             execute(project, manifest, run, plan, base, until, emit, should_stop, pool, report)
     return project
+
+
+def _check_words(plan: Plan, tokenizer: Any, emit: Emit) -> None:
+    """Checks by the tokenizer alone what would fail, or train on nothing, once everything is loaded.
+
+    Args:
+        emit: Warned of a prompt's words that the model does not see.
+
+    Raises:
+        InputError: it does not know the category, or a training prompt is so long that it loses [V].
+    """
+    concept = placeholder(plan.concept.token, plan.concept.vectors, plan.concept.category, plan.with_category)
+    category_pieces(tokenizer, plan.concept.category)
+    tokenizer.add_tokens(list(concept.tokens))
+    for prompt in plan.prompts:
+        if warning := check_length(tokenizer, concept, concept.prompt(prompt), int(tokenizer.model_max_length)):
+            emit(Warned(warning))
 
 
 def _require_libraries(plan: Plan, until: StageName | None) -> None:

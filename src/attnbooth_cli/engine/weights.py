@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attnbooth_cli.errors import DamagedError
+
+_UMASK_IS_READ = threading.Lock()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -35,9 +38,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _umask() -> int:
-    """What new files are not allowed; the system tells it only while it is changed."""
-    mask = os.umask(0o077)
-    os.umask(mask)
+    """What new files are not allowed; the system tells it only while it is changed, which two threads must not do."""
+    with _UMASK_IS_READ:
+        mask = os.umask(0o077)
+        os.umask(mask)
     return mask
 
 

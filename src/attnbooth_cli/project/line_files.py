@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 from attnbooth_cli.errors import InputError
@@ -17,7 +18,7 @@ def read_lines(path: Path, form: str) -> list[str]:
         form: What the file should look like, for the hint.
 
     Raises:
-        InputError: unreadable, too large, or not text.
+        InputError: unreadable, too large, not text, or with a control character; that with its line.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:  # at most so much of a device or a pipe, whose size nobody knows
@@ -28,4 +29,7 @@ def read_lines(path: Path, form: str) -> list[str]:
         raise InputError(f"cannot read {path}: {error.strerror}", None) from None
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{path} has more than {MAX_CHARACTERS // 1_000_000} million characters", form)
+    for number, line in enumerate(text.split("\n"), 1):
+        if any(unicodedata.category(character) == "Cc" and character != "\t" for character in line):
+            raise InputError(f"{path} has a control character in line {number}", form)
     return [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
