@@ -145,7 +145,7 @@ def scored_in(steps: int, patch: pytest.MonkeyPatch) -> None:
     from attnbooth_cli.engine import gallery, sampling
 
     patch.setattr(
-        gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=steps), m)
+        gallery, "sample_missing", lambda c, r, s, *rest: sampling.sample_missing(c, r, replace(s, steps=steps), *rest)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ def test_scores_and_what_makes_them_comparable(cli: Cli, trained: Path, prompts:
     (report,) = (trained / "eval").glob("*/scores.json")
     written = json.loads(report.read_text(encoding="utf-8"))
     assert (written["identity"], written["per_prompt"]) == (document["identity"], rows)
+    with report.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["file"] for row in table] == document["pictures"]
+    assert [(row["prompt"], int(row["seed"])) for row in table] == [(its["prompt"], n) for its in rows for n in (0, 1)]
+    assert sum(float(row["identity"]) for row in table) / 4 == pytest.approx(document["identity"])
 
 
 def test_the_training_pictures_look_most_like_themselves(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 from attnbooth_cli.cli.outcomes import Outcome, table
 from attnbooth_cli.engine import training
 from attnbooth_cli.engine.cluster import parse_resources
-from attnbooth_cli.engine.cluster_head import Resources, fits
+from attnbooth_cli.engine.cluster_head import Crew, Resources, fits
+from attnbooth_cli.engine.cluster_worker import Work
 from attnbooth_cli.errors import BoothError, DamagedError, InputError, LockedError, StoppedError
 from attnbooth_cli.events import Emit, Finished
 from tests.conftest import Cli
@@ -72,7 +75,7 @@ def test_a_list_names_more_projects(cli: Cli, resumed: Callable[..., list[str]])
     [
         ("absent", None, "cannot read"),
         ("empty", "# nothing\n\n", "names no project"),
-        ("binary", "a\0b\n", "not a list of folders"),
+        ("binary", "a\0b\n", "a control character in line 1"),
         ("long", "a" * 10_000_001, "million characters"),
         ("/dev/zero", None, "million characters"),
         ("lists/inside", "p\nq\n", "beside the list"),
@@ -183,3 +186,34 @@ def test_how_many_concepts_fit_a_node() -> None:
     assert fits(node, {"CPU": 3}) == 2
     assert fits(node, {"CPU": 1, "memory": 40e9}) == 1
     assert fits(node, {"TPU": 1}) == 0
+
+
+def test_a_cluster_whose_output_nobody_reads_any_more_saves_and_stops(
+    resumed: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`attnbooth resume a b --executor ray --json | head`: an exception would take the workers' steps with it."""
+    from attnbooth_cli.cli import many
+    from attnbooth_cli.cli.console import Console
+
+    asked: list[int] = []
+
+    def train_many(projects: list[Path], *_: object, emit: Any, ended: Any, should_stop: Any, **__: object) -> int:
+        asked.append(should_stop())
+        for root in projects:
+            emit(root, Finished("001", None, (), 1.0))
+        asked.append(should_stop())
+        ended(projects[0], StoppedError("everything is saved", None, 13), 1.0)
+        return int(asked[-1])
+
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(many, "train_many", train_many)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    monkeypatch.setattr(many, "silence", lambda _: None)
+    with pytest.raises(BrokenPipeError):
+        many.spread(
+            Console(True, True, False), [Path("a"), Path("b")], Work("resume"), Crew(Resources(), 0), lambda *_: None
+        )
+    assert asked == [0, signal.SIGPIPE]

@@ -14,7 +14,7 @@ import pytest
 from attnbooth_cli import __version__
 from tests.conftest import Cli, example_project, pictures, run_program
 
-COMMANDS = ("init", "train", "resume", "generate", "eval", "inspect-attn", "status")
+COMMANDS = ("init", "train", "resume", "generate", "eval", "inspect-attn", "take", "status")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 """Anything but a line feed that is not a character: escapes, carriage returns."""
 ENVELOPE = {"schema", "event", "project", "run"}

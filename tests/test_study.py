@@ -53,7 +53,7 @@ def three_steps() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            gallery, "sample_missing", lambda c, r, s, m: sampling.sample_missing(c, r, replace(s, steps=3), m)
+            gallery, "sample_missing", lambda c, r, s, *rest: sampling.sample_missing(c, r, replace(s, steps=3), *rest)
         )
         yield
 

@@ -36,6 +36,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     theirs = load_file(tmp_path / "gradients.safetensors")
     losses = theirs.pop("losses").tolist()
+    assert theirs.pop("stop").tolist() == [15]  # in all of them, and not the sum of what each received
     subject = make_subject(load_components(resolve("tiny")))
     ours, our_losses = gradients(subject, STAGE, make_accelerator(torch.device("cpu"), "float32"), 0)
     assert STAGE.batch_size == 8

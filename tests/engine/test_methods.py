@@ -149,6 +149,20 @@ def test_a_stopped_run_ends_with_the_same_bits(trained: dict[str, Project], name
     assert weights(root) == weights(trained[name].root)
 
 
+def test_class_pictures_can_be_stopped_and_those_that_are_made_stay(
+    trained: dict[str, Project], tmp_path: Path
+) -> None:
+    root, asked = new_project(tmp_path / "p"), iter(range(100))
+    with pytest.raises(StoppedError):
+        train(root, options=options("dreambooth"), should_stop=lambda: 2 if next(asked) == 2 else 0)
+    made = list(root.glob("runs/*/class/*/*.png"))
+    assert len(made) == 2  # of three: it is asked before the first and after each
+    times = {path: path.stat().st_mtime_ns for path in made}
+    resume(root)
+    assert {path: path.stat().st_mtime_ns for path in made} == times
+    assert weights(root) == weights(trained["dreambooth"].root)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_generates(trained: dict[str, Project], name: str) -> None:
     (picture,) = generate(trained[name].root, ["a photo of a {} on the beach"], steps=2).pictures

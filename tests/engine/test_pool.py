@@ -12,6 +12,7 @@ from torch import Tensor
 from attnbooth_cli.engine import families
 from attnbooth_cli.engine.base_models import BaseModel, resolve
 from attnbooth_cli.engine.families import ComponentPool, Components, load_components
+from attnbooth_cli.engine.generation import load_base
 from attnbooth_cli.engine.initialisation import init
 from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.tokens import add_placeholder, placeholder, write_rows
@@ -114,3 +115,12 @@ def test_rows_no_word_uses_are_given_back_too(monkeypatch: pytest.MonkeyPatch) -
     assert not torch.equal(encoder.model.get_input_embeddings().weight, before)
     pool.take(base)
     assert torch.equal(encoder.model.get_input_embeddings().weight, before)
+
+
+def test_weights_that_sampling_has_rounded_are_not_given_out_again() -> None:
+    pool, base = ComponentPool(keep=True), resolve("tiny")
+    expected = {name: tensor.clone() for name, tensor in pool.take(base).vae.state_dict().items()}
+    load_base(base, "cpu", "bf16", pool)
+    components = pool.take(base)
+    assert {components.unet.dtype, components.vae.dtype} == {torch.float32}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in components.vae.state_dict().items())

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -16,6 +17,7 @@ from attnbooth_cli.engine.families import load_components
 from attnbooth_cli.engine.loop import add_over_processes, only_trainable, trainable_parameters
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
 from attnbooth_cli.engine.objective import accumulate_gradients
+from attnbooth_cli.engine.session import Session
 from attnbooth_cli.engine.weights import write_tensors
 from tests.engine.conftest import make_source, make_subject
 
@@ -31,10 +33,14 @@ def main(path: Path) -> None:
         conditioning = conditioning_of(STAGE, subject, source, accelerator)
         losses = accumulate_gradients(STAGE, 0, subject, source, accelerator, conditioning, recorder, 0)
         add_over_processes(parameters, accelerator)
+        # A signal that one of them received.
+        asked = SimpleNamespace(accelerator=accelerator, should_stop=lambda: 15 * (accelerator.process_index == 1))
+        agreed = Session._agreed_stop(asked)
         if accelerator.is_main_process:
             assert accelerator.num_processes == 2
             gradients = {name: parameter.grad for name, parameter in parameters.items()}
-            write_tensors(path, {**gradients, "losses": torch.tensor(dataclasses.astuple(losses))})
+            told = {"losses": torch.tensor(dataclasses.astuple(losses)), "stop": torch.tensor([agreed])}
+            write_tensors(path, {**gradients, **told})
         accelerator.wait_for_everyone()
     disband()
 

@@ -22,7 +22,7 @@ from attnbooth_cli.engine.families import ComponentPool
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.prompts import DRIFT
 from attnbooth_cli.engine.question import EvalOptions
-from attnbooth_cli.engine.scorecard import Features, clip_scores, protocol_record, summary
+from attnbooth_cli.engine.scorecard import Features, clip_scores, picture_table, protocol_record, summary
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, ignore
 from attnbooth_cli.project import durable
@@ -32,11 +32,12 @@ from attnbooth_cli.reports.curves import over_training
 
 SCHEMA = 2
 REPORT = "scores.json"
+TABLE = "scores.csv"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found; `report` is the JSON document, also written to `path`.
+    """What an evaluation found; `report` is the JSON document, also written to `path` (beside it, a table of pictures).
 
     Attributes:
         identity: Mean cosine over all pairs (training picture, generated picture).
@@ -219,6 +220,7 @@ def _clip_scores(bench: Bench, paths: Sequence[Sequence[Path]]) -> dict[str, Any
 def _written(bench: Bench, report: dict[str, Any]) -> Scores:
     """Scores, with their report on disk."""
     path = _write(bench.project, f"{report['run']}-{report['stage']}", report)
+    durable.write_text(path.with_name(TABLE), picture_table(report))
     drift = report["overall"].get("drift")
     return Scores(report["identity"], report["text"], drift["mean"] if drift else None, report["made"], report, path)
 

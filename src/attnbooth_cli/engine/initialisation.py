@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -160,15 +161,21 @@ def init_bare_folder(root: Path, declaration: Declaration, emit: Emit, *, bars: 
     Raises:
         InputError: the manifest that is there says otherwise than `declaration`; and as `init`.
     """
-    from attnbooth_cli.engine.devices import decided_by_main
+    manifest = Project(root).manifest
+    if not manifest.exists():
+        require_folder(root)
+    elif int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        check_declaration(root, declaration)
+        return None
+    from attnbooth_cli.engine.devices import decided_by_main  # torch, which a mistake need not wait for
 
     def made() -> Initialised | None:
-        if Project(root).manifest.exists():
+        # Asked by the main process for all: a late one would find what this has just made.
+        if manifest.exists():
             return None
-        require_folder(root)
         return init(root, **dataclasses.asdict(declaration), emit=emit, bars=bars)
 
-    initialised = decided_by_main(made)  # of several processes, a late one would find what the first has made
+    initialised = decided_by_main(made)
     if initialised is None:
         check_declaration(root, declaration)
     return initialised

@@ -6,7 +6,9 @@ n  pictures of a prompt    d  width of the judge's space
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +126,21 @@ def clip_scores(question: Question, texts: Wordings, features: Features, names: 
         },
         "per_prompt": rows,
     }
+
+
+def picture_table(report: Mapping[str, Any]) -> str:
+    """The scores of every picture, a line each, as CSV with a header."""
+    files = iter(report["pictures"])
+    rows = [
+        {"group": row["group"], "prompt": row["prompt"], "file": next(files), **its}
+        for row in report["per_prompt"]
+        for its in row["pictures"]
+    ]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def protocol_record(question: Question, judge: Mapping[str, Any], references: int) -> dict[str, Any]:

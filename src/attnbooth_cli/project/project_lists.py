@@ -25,9 +25,6 @@ def read_projects(path: Path) -> list[Path]:
     lines = read_lines(STANDARD_INPUT if str(path) == "-" else path, FORM)
     if not lines:
         raise InputError(f"{path} names no project", FORM)
-    impossible = next((line for line in lines if "\0" in line), None)
-    if impossible is not None:
-        raise InputError(f"{path} is not a list of folders", FORM)
     projects = [Path(line) for line in lines]
     if not any(project.exists() for project in projects) and (path.parent / projects[0]).is_dir():
         raise InputError(
