@@ -247,6 +247,9 @@ def write_result(work: Path, unit: Unit, found: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def claimed(work: Path, unit: Unit) -> Iterator[bool]:
     """Whether this process is to do the unit now; the claim is the operating system's lock, which ends with it."""
+    if result(work, unit) is not None:
+        yield False
+        return
     file = work / "claims" / f"{unit.name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.families import Components
+from attnbooth_cli.engine.initialisation import init
+from attnbooth_cli.engine.preparation import TrainOptions, prepare
 from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample
+from attnbooth_cli.engine.session import sampling_settings  # before tests put fewer steps in its place
 from attnbooth_cli.errors import InputError
+from tests.engine.conftest import EXAMPLE
 
 SETTINGS = SamplingSettings(steps=4, guidance=4.0, width=64, height=64)
 REQUESTS = [Request(f"a photo of a {noun} on the beach", seed) for noun in ("cat", "car") for seed in (0, 1)]
@@ -56,3 +63,12 @@ def test_black_pictures_are_recognised(components: Components) -> None:
 
     assert is_black(Image.new("RGB", (8, 8)))
     assert not any(is_black(picture) for picture in sample(components, REQUESTS[:1], SETTINGS))
+
+
+def test_pictures_of_a_training_are_the_base_models_and_a_smoke_tests_has_four_steps(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    init(tmp_path / "p", images=[EXAMPLE], category="cat", model="tiny")
+    for smoke, steps in ((True, 4), (False, base.entry.sampling_steps)):
+        plan = prepare(tmp_path / "p", TrainOptions(smoke=smoke)).plan
+        assert sampling_settings(base, plan) == SamplingSettings(steps, base.entry.guidance, 64, 64)
