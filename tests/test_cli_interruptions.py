@@ -173,7 +173,7 @@ def test_a_reader_that_goes_away_during_training(
         assert run(["train", str(project), *flags]) == 141
     assert "Traceback" not in capfd.readouterr().err
     assert leftovers(project) == []
-    done = cli("train", project, *flags)  # it is neither locked nor damaged, and what was done is saved
+    done = cli("resume", project, "--json")  # it is neither locked nor damaged, and what was done is saved
     assert [event["step"] for event in done.named("step")] == [2]
 
 

@@ -215,7 +215,7 @@ def test_the_regulariser_needs_the_categorys_word(cli: Cli, project: Path) -> No
     flags = ("--method", "textual-inversion", "--set", "train.prompt=a photo of a {}")
     done = cli("train", project, *flags, "--set", "train.embedding.mean_weight=0.1", "--dry-run")
     assert done.code == 2
-    assert "compares [V] with the category's word" in done.err
+    assert "it compares [V] with the category's word" in done.err
 
 
 # --- the manifest's own rules -----------------------------------------------------------------------------------------

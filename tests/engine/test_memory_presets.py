@@ -43,8 +43,9 @@ SHORT = (
     "train.embedding.steps=2",
     "train.attention.steps=3",
     "train.unet.steps=4",
-    *(f"train.{stage}.batch_size=2" for stage in ("embedding", "attention", "unet")),
-    "train.augmentation_pool=4",
+    "train.embedding.batch_size=3",
+    *(f"train.{stage}.batch_size=2" for stage in ("attention", "unet")),
+    "train.augmentation_pool=4",  # which makes five, as there are five pictures
     "train.checkpoint_every=2",
     "train.snapshot_every=2",
 )
@@ -485,7 +486,7 @@ def test_frozen_models_are_away_when_their_output_is_kept_and_back_for_pictures(
     finally:
         for hook in hooks:
             hook.remove()
-    # The pool's four pictures are encoded after stage 1's two steps of two; each sample brings both models back.
+    # The pool's five pictures are encoded after stage 1's two steps of three; each sample brings both models back.
     assert during["embedding", 1] == ()
     assert during["attention", 1] == during["attention", 3] == ("text", "vae")
     assert during["unet", 1] == during["unet", 4] == ("text", "vae")

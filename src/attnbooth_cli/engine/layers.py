@@ -169,14 +169,11 @@ def _require_consistent(chosen: Method, stages: Sequence[Stage]) -> None:
         if prompting and len(enabled) > 1:
             others = ", ".join(its.name for its in enabled if its is not stage)
             raise InputError(f"{method} trains nothing but its own layers", f"disable stage {others}")
-        if stage.regularised and not chosen.with_category:
+        if stage.regularised and (prompting or not chosen.with_category):
+            why = "" if prompting else ": it compares [V] with the category's word, which no prompt has here"
             raise InputError(
-                f"the attention regulariser compares [V] with the category's word, which {method} has in no prompt",
+                f"the attention regulariser is not for {method}{why}",
                 f"leave train.{stage.name}.mean_weight and so on out",
-            )
-        if prompting and stage.regularised:
-            raise InputError(
-                f"the attention regulariser is not for {method}", f"leave train.{stage.name}.mean_weight and so on out"
             )
         if stage.embedding_rate and stage.adapter != "image-attention":
             raise InputError(
