@@ -199,6 +199,8 @@ def test_a_training_prompt_that_does_not_fit_is_refused(cli: Cli, project: Path)
         done = cli("train", project, "--set", f"train.prompt={prompt}", *more)
         assert done.code == 2
         assert "cut off" in done.err
+    only_the_token = "photo " * 74 + "{}"  # and not the category that the regulariser compares it with
+    assert cli("train", project, "--set", f"train.prompt={only_the_token}").code == 2
     assert not (project / "runs").exists()  # nothing was begun that would stand in the way of a shorter one
 
 

@@ -341,6 +341,9 @@ def test_a_smoke_test_is_marked_as_one(cli: Cli, project: Path, trained_once: Pa
     assert card(project)["smoke"] is True
     made = cli("generate", project, "a {}", "--steps", 1)
     assert "smoke test" in made.err
+    status = cli("status", project).out
+    assert "smoke test's concept from run 001" in status
+    assert status.splitlines()[-1] == f"next: attnbooth train {project}"
     # The saved U-Net is float16 unless asked.
     for root, dtype in ((project, "torch.float16"), (trained_once, "torch.float32")):
         with safe_open(root / "concept" / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
@@ -354,6 +357,7 @@ def test_a_smoke_test_does_not_replace_a_real_concept(cli: Cli, trained: Path) -
     assert "concept/ holds a real concept" in done.err
     assert "concept:" not in done.out
     assert "attnbooth generate" not in done.out
+    assert not list(trained.glob("runs/*-smoke/checkpoints/*"))
     assert snapshot(trained / "concept") == before
     assert state(trained)["concept_run"] == "001-attndreambooth"
 
@@ -364,6 +368,25 @@ def test_a_smoke_test_tests_each_time_and_makes_one_picture(cli: Cli, project: P
         assert done.code == 0
         assert [event["run"] for event in done.named("start")] == [f"00{number}-attndreambooth-smoke"]
         assert len(done.named("sample")) == 1
+
+
+@pytest.mark.parametrize("beside", ["interrupted", "trained"])
+def test_a_stopped_smoke_test_is_nobodys_business(
+    cli: Cli, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, beside: str
+) -> None:
+    """Beside a real run, `resume` and `status` are about that one."""
+    root: Path = request.getfixturevalue(beside)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(signals, "stop_at_safe_points", lambda _: contextlib.nullcontext(lambda: signal.SIGINT))
+        stopped = cli("train", root, "--smoke")
+        assert (stopped.code, stopped.err.splitlines()[-1]) == (130, f"hint: attnbooth train {root} --smoke")
+    status = cli("status", root).out.splitlines()[-1]
+    if beside == "interrupted":
+        assert status == f"next: attnbooth resume {root}"
+        assert cli("resume", root, "--json").named("start")[0]["resumed_from"] == "attention 5"
+    else:
+        assert "attnbooth generate" in status
+        assert "nothing to do" in cli("resume", root).out
 
 
 def test_a_smoke_test_beside_an_unfinished_run(cli: Cli, interrupted: Path) -> None:

@@ -45,11 +45,13 @@ def _lines(root: Path, facts: dict[str, Any], width: int) -> Iterator[str]:
     for run in facts["runs"]:
         stages = ", ".join(run["stages"]) or "no stage finished"
         saved = f", checkpoint {run['checkpoints'][-1]}" if run["checkpoints"] else ""
-        kept = f", {len(run['snapshots'])} snapshots" if run["snapshots"] else ""
+        number = len(run["snapshots"])
+        kept = f", {number} snapshot{'s' if number != 1 else ''}" if number else ""
         yield from wrapped(f"  run {run['name']}: {run['status']} ({stages}{saved}{kept})", width)
     if concept := facts["concept"]:
         at = f" at step {concept['step']} of stage {concept['stages'][-1]}" if concept["step"] is not None else ""
-        made = f"concept from run {concept['run']}{at}: {concept['token']}, a {concept['category']}"
+        which = "smoke test's concept" if concept["smoke"] else "concept"
+        made = f"{which} from run {concept['run']}{at}: {concept['token']}, a {concept['category']}"
         yield from wrapped(f"  {made}", width)
     yield f"  {facts['samples']} sample{'s' if facts['samples'] != 1 else ''}"
     yield from command_lines("next:", facts["next"], width)

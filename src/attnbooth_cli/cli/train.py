@@ -263,6 +263,9 @@ def _summary(root: Path, event: Finished, width: int) -> Iterable[str]:
         yield from path_lines("report: ", event.report, width)
     if not event.concept:
         return
+    if event.smoke:
+        yield from command_lines("next:   ", command("train", root), width)
+        return
     generate = f'{command("generate", root)} "a photo of a {{}} on a beach" -n 4 --grid'
     yield from command_lines("next:   ", generate, width)
 

@@ -130,7 +130,7 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no such report, or of another version.
     """
-    remedy = "run eval again"
+    remedy = "run eval again" if path.suffix == ".json" else f"give the {REPORT} beside it"
     try:
         report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
         if report.get("event") == "eval":

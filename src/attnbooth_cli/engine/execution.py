@@ -239,17 +239,17 @@ def _finish(session: Session, run: Run, finished: tuple[StageName, ...]) -> bool
     """
     project, plan, folder = session.project, session.plan, session.folder
     current = read_json_object(project.concept / concept.CARD)
-    if plan.smoke and current and not current.get("smoke"):
+    published = not (plan.smoke and current and not current.get("smoke"))
+    if published:
+        last = next(stage for stage in plan.stages if stage.name == finished[-1])
+        concept.publish(project.concept, session.result(finished, last.steps))
+    else:
         session.emit(Warned("concept/ holds a real concept, so the smoke test's result was not put there"))
-        record(project, replace(run, stages=finished, status="done"))
-        return False
-    last = next(stage for stage in plan.stages if stage.name == finished[-1])
-    concept.publish(project.concept, session.result(finished, last.steps))
-    record(project, replace(run, stages=finished, status="done"), concept_run=folder.name)
+    record(project, replace(run, stages=finished, status="done"), concept_run=folder.name if published else None)
     checkpoint.drop(folder.checkpoints, finished)
     if "unet" in finished:
         shutil.rmtree(folder.stages / "unet", ignore_errors=True)
-    return True
+    return published
 
 
 def _report(

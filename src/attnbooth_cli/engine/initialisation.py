@@ -118,6 +118,7 @@ def init(
         images = images or [Path(__file__).parent.parent / "assets" / "example" / folder]
         category, model = category or example_category, model or BUNDLED
     survey = pictures.survey([Path(image) for image in images] or [_own_pictures(project)])
+    _require_names(project, category, token, (model, images))
     base = resolve(model or DEFAULT_MODEL, download=True, say=lambda text: emit(Warned(text)), bars=bars)
     if base.kind == "hub":
         _fetch_judge(base, emit, bars=bars)
@@ -237,20 +238,41 @@ def _names(project: Project, base: BaseModel, declared: Declaration) -> tuple[st
     tokenizer = load_tokenizer(base)
     derived = declared.category is None
     category = declared.category or category_from_name(project.name)
-    ask = f"say what it is: {command('init', project.root, '--category', 'cat')}"
-    if category is None:
-        raise InputError(f"the folder's name {project.name!r} does not say what the concept is", ask)
+    assert category is not None  # `_require_names`
     category = _checked("--category", check_category, category)
     instead = known_nouns(base.entry, category)
     if derived and not _well_known(tokenizer, category):
         raise InputError(
             f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows",
-            f"{ask}; {instead}" if instead else ask,
+            "; ".join(filter(None, [_say_what_it_is(project, (declared.model, ())), instead])),
         )
     pieces = category_pieces(tokenizer, category, instead)
     token = _checked("--token", check_token, declared.token or f"<{slug(project.name, 40)}>")
     require_new_token(tokenizer, placeholder(token, 1, category))
     return category, token, pieces, derived
+
+
+def _require_names(
+    project: Project, category: str | None, token: str | None, said: tuple[str | None, Sequence[Path | str]]
+) -> None:
+    """Checks what needs no base model, before one is downloaded.
+
+    Args:
+        said: Model and pictures, as the hint is to repeat them.
+    """
+    if category is None and (category := category_from_name(project.name)) is None:
+        raise InputError(
+            f"the folder's name {project.name!r} does not say what the concept is", _say_what_it_is(project, said)
+        )
+    _checked("--category", check_category, category)
+    if token is not None:
+        _checked("--token", check_token, token)
+
+
+def _say_what_it_is(project: Project, said: tuple[str | None, Sequence[Path | str]]) -> str:
+    model, images = said
+    more = [*(["--model", model] if model else []), *(word for image in images for word in ("--images", image))]
+    return f"say what it is: {command('init', project.root, *more, '--category', 'cat')}"
 
 
 def _well_known(tokenizer: Any, category: str) -> bool:

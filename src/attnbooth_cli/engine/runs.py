@@ -128,7 +128,7 @@ def run_to_continue(project: Project, state: State, plan: Plan) -> Run | None:
     done = [run for run in state.runs if not run.smoke and is_current(project, run)]
     if same and not (done and state.runs.index(done[-1]) > state.runs.index(same[-1])):
         return same[-1]
-    others = [run for run in state.unfinished if not run.smoke]
+    others = state.unfinished
     if done and not others:
         changed = differences(read_plan(RunFolder(project, done[-1].name)), plan)
         raise InputError(

@@ -108,7 +108,8 @@ class Session:
 
     def stop(self, signal_number: int) -> NoReturn:
         """Ends the run after a signal; the state is saved already."""
-        raise StoppedError("everything is saved", command("resume", self.project.root), signal_number)
+        again = ("train", self.project.root, "--smoke") if self.plan.smoke else ("resume", self.project.root)
+        raise StoppedError("everything is saved", command(*again), signal_number)
 
     def stop_if_asked(self) -> None:
         """`stop` if a signal arrived."""

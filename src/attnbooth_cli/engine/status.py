@@ -45,7 +45,7 @@ def project_status(root: Path | str) -> dict[str, Any]:
         if card
         else None,
         "samples": len(samples),
-        "next": generate if card and not state.unfinished else train,
+        "next": generate if card and not card.get("smoke") and not state.unfinished else train,
     }
 
 

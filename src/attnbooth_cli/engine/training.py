@@ -29,7 +29,7 @@ from attnbooth_cli.engine.runs import (
     run_to_continue,
 )
 from attnbooth_cli.engine.session import ShouldStop
-from attnbooth_cli.engine.tokens import category_pieces, check_length, placeholder
+from attnbooth_cli.engine.tokens import category_pieces, check_length, placeholder, recorded_positions
 from attnbooth_cli.errors import InputError
 from attnbooth_cli.events import Emit, Finished, Warned, ignore
 from attnbooth_cli.project.project import Project, open_project
@@ -152,13 +152,17 @@ def _check_words(plan: Plan, tokenizer: Any, emit: Emit) -> None:
         emit: Warned of a prompt's words that the model does not see.
 
     Raises:
-        InputError: it does not know the category, or a training prompt is so long that it loses [V].
+        InputError: it does not know the category, or a training prompt is so long that it loses [V], or the category
+            that the regulariser compares it with.
     """
     concept = placeholder(plan.concept.token, plan.concept.vectors, plan.concept.category, plan.with_category)
     category_pieces(tokenizer, plan.concept.category)
     tokenizer.add_tokens(list(concept.tokens))
+    length = int(tokenizer.model_max_length)
     for prompt in plan.prompts:
-        if warning := check_length(tokenizer, concept, concept.prompt(prompt), int(tokenizer.model_max_length)):
+        if any(stage.enabled and stage.regularised for stage in plan.stages):
+            recorded_positions(tokenizer, concept, concept.prompt(prompt), length)
+        if warning := check_length(tokenizer, concept, concept.prompt(prompt), length):
             emit(Warned(warning))
 
 

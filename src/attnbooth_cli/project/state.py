@@ -55,9 +55,11 @@ class State:
 
     @property
     def unfinished(self) -> tuple[Run, ...]:
-        """The runs that can be continued. One that was begun before the last that is done was given up for it."""
+        """The runs to go on with. One that was begun before the last that is done was given up for it; smoke tests are
+        none.
+        """
         done = max((place for place, run in enumerate(self.runs) if run.status == "done" and not run.smoke), default=-1)
-        return tuple(run for run in self.runs[done + 1 :] if run.status == "unfinished")
+        return tuple(run for run in self.runs[done + 1 :] if run.status == "unfinished" and not run.smoke)
 
     def with_run(self, run: Run) -> State:
         """This state with `run` added, or put in the place of the one with its name."""
