@@ -32,17 +32,21 @@ def judge() -> ClipJudge:
     return load_clip("tiny", bundled_folder(), torch.device("cpu"))
 
 
-def identity(judge: ClipJudge, concept: Path, pictures: list[Path]) -> float:
-    references = np.asarray(judge.features(opened(sorted((concept / "images").iterdir()))).numpy(), np.float64)
-    made = np.asarray(judge.features(opened(pictures)).numpy(), np.float64)
-    return float(scores.identity(references, made).mean())
+def features(judge: ClipJudge, pictures: list[Path]) -> np.ndarray:
+    return np.asarray(judge.features(opened(pictures)).numpy(), np.float64)
+
+
+def references(judge: ClipJudge, concept: Path) -> np.ndarray:
+    return features(judge, sorted((concept / "images").iterdir()))
 
 
 def test_true_pictures_score_far_above_those_of_another_concept(judge: ClipJudge) -> None:
     """Whatever scene and style the prompts ask for; by the bundled judge, for every held-out concept."""
     assert len(HELD_OUT) >= 12
+    true = {concept: features(judge, true_pictures(concept)) for concept in HELD_OUT}
     for concept, other in zip(HELD_OUT, HELD_OUT[1:] + HELD_OUT[:1], strict=True):
-        own, others = (identity(judge, concept, true_pictures(which)) for which in (concept, other))
+        photos = references(judge, concept)
+        own, others = (float(scores.identity(photos, true[which]).mean()) for which in (concept, other))
         assert own > others + 0.1, concept.name
 
 
@@ -60,9 +64,9 @@ def test_a_method_rises_far_above_the_untuned_model_and_true_pictures_above_it(
     train(root, options=TrainOptions(settings=SHORT))
     found = evaluate(root, EvalOptions(n=1, baseline=True, drift=False)).report
     untuned = found["untuned"]["identity"]["mean"]
-    truth = identity(judge, concept, true_pictures(concept))
+    rows = features(judge, true_pictures(concept))
+    truth = float(scores.identity(references(judge, concept), rows).mean())
     assert found["identity"] - untuned > 0.5 * (truth - untuned)
     texts = np.asarray(judge.texts([prompt.format(category_of(concept)) for prompt in PROMPTS]).numpy(), np.float64)
-    rows = np.asarray(judge.features(opened(true_pictures(concept))).numpy(), np.float64)
     true_text = float(scores.text(texts, rows[:, None]).mean())
     assert found["identity"] + found["text"] < truth + true_text
