@@ -122,6 +122,7 @@ def test_mistakes_are_one_json_document_too(
     if "also-absent" not in arguments:
         assert document["event"] == "error"
         assert document["message"] in done.err
+        assert "Value error" not in done.err  # no library's words
         assert document["hint"] is None or document["hint"] in done.err
     plain = cli(*arguments)
     assert (plain.code, plain.out) == (2, "")

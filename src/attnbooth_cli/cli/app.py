@@ -113,4 +113,5 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 def _usage(error: typer.TyperException, arguments: Sequence[str]) -> InputError:
     command = next((word for word in arguments if not word.startswith("-")), "")
     names = {info.name for info in app.registered_commands}
-    return InputError(error.format_message(), f"attnbooth {command + ' ' if command in names else ''}--help")
+    message = error.format_message().replace("Value error, ", "")  # how pydantic begins what Typer has it check
+    return InputError(message, f"attnbooth {command + ' ' if command in names else ''}--help")
