@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from attnbooth_cli.engine.maps import overlap
 from attnbooth_cli.engine.views import View, counterpart
+from attnbooth_cli.project.documents import csv_text
 from attnbooth_cli.reports.attention import Seen
 
 
@@ -95,11 +94,7 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
         for its in documents
         for row in its["words"]
     ]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(rows)
 
 
 def seen(view: View) -> Seen:

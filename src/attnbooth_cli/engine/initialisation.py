@@ -118,11 +118,12 @@ def init(
         images = images or [Path(__file__).parent.parent / "assets" / "example" / folder]
         category, model = category or example_category, model or BUNDLED
     survey = pictures.survey([Path(image) for image in images] or [_own_pictures(project)])
-    _require_names(project, category, token, (model, images))
+    ask = _say_what_it_is(project, model, images)
+    _require_names(project, category, token, ask)
     base = resolve(model or DEFAULT_MODEL, download=True, say=lambda text: emit(Warned(text)), bars=bars)
     if base.kind == "hub":
         _fetch_judge(base, emit, bars=bars)
-    category, token, pieces, derived = _names(project, base, Declaration(category, model, token, resolution))
+    category, token, pieces, derived = _names(project, base, Declaration(category, model, token, resolution), ask)
     if not is_known(base.entry, category):
         emit(Warned(f"the base model was not trained on a {category!r}; {known_nouns(base.entry, category)}"))
     for warning in pictures.warnings_about(survey, resolution or base.resolution):
@@ -230,8 +231,14 @@ def category_from_name(name: str) -> str | None:
     return text
 
 
-def _names(project: Project, base: BaseModel, declared: Declaration) -> tuple[str, str, tuple[str, ...], bool]:
-    """Category, token, the category's pieces, and whether the category was derived; all checked by the tokenizer."""
+def _names(
+    project: Project, base: BaseModel, declared: Declaration, ask: str
+) -> tuple[str, str, tuple[str, ...], bool]:
+    """Category, token, the category's pieces, and whether the category was derived; all checked by the tokenizer.
+
+    Args:
+        ask: What to do about a name that is no category.
+    """
     from attnbooth_cli.engine.families import load_tokenizer
     from attnbooth_cli.engine.tokens import category_pieces, placeholder, require_new_token
 
@@ -244,7 +251,7 @@ def _names(project: Project, base: BaseModel, declared: Declaration) -> tuple[st
     if derived and not _well_known(tokenizer, category):
         raise InputError(
             f"{category!r} (from the folder's name) is not a word the base model's tokenizer knows",
-            "; ".join(filter(None, [_say_what_it_is(project, (declared.model, ())), instead])),
+            f"{ask}; {instead}" if instead else ask,
         )
     pieces = category_pieces(tokenizer, category, instead)
     token = _checked("--token", check_token, declared.token or f"<{slug(project.name, 40)}>")
@@ -252,27 +259,23 @@ def _names(project: Project, base: BaseModel, declared: Declaration) -> tuple[st
     return category, token, pieces, derived
 
 
-def _require_names(
-    project: Project, category: str | None, token: str | None, said: tuple[str | None, Sequence[Path | str]]
-) -> None:
+def _require_names(project: Project, category: str | None, token: str | None, ask: str) -> None:
     """Checks what needs no base model, before one is downloaded.
 
     Args:
-        said: Model and pictures, as the hint is to repeat them.
+        ask: What to do about a folder whose name is no category.
     """
     if category is None and (category := category_from_name(project.name)) is None:
-        raise InputError(
-            f"the folder's name {project.name!r} does not say what the concept is", _say_what_it_is(project, said)
-        )
+        raise InputError(f"the folder's name {project.name!r} does not say what the concept is", ask)
     _checked("--category", check_category, category)
     if token is not None:
         _checked("--token", check_token, token)
 
 
-def _say_what_it_is(project: Project, said: tuple[str | None, Sequence[Path | str]]) -> str:
-    model, images = said
-    more = [*(["--model", model] if model else []), *(word for image in images for word in ("--images", image))]
-    return f"say what it is: {command('init', project.root, *more, '--category', 'cat')}"
+def _say_what_it_is(project: Project, model: str | None, images: Sequence[Path | str]) -> str:
+    """The same `init` with a category."""
+    said = [*(["--model", model] if model else []), *(word for image in images for word in ("--images", image))]
+    return f"say what it is: {command('init', project.root, *said, '--category', 'cat')}"
 
 
 def _well_known(tokenizer: Any, category: str) -> bool:

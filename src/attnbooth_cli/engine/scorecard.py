@@ -6,9 +6,7 @@ n  pictures of a prompt    d  width of the judge's space
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ from attnbooth_cli.engine import scores
 from attnbooth_cli.engine.question import Question, without_concept, without_placeholder
 from attnbooth_cli.engine.scores import Array
 from attnbooth_cli.engine.tokens import Placeholder
+from attnbooth_cli.project.documents import csv_text
 
 Summary = dict[str, Any]
 """`mean` over prompts, `low` and `high` of its interval (None for too few), and how many `prompts` it is over."""
@@ -136,11 +135,7 @@ def picture_table(report: Mapping[str, Any]) -> str:
         for row in report["per_prompt"]
         for its in row["pictures"]
     ]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(rows)
 
 
 def protocol_record(question: Question, judge: Mapping[str, Any], references: int) -> dict[str, Any]:

@@ -108,8 +108,7 @@ class Session:
 
     def stop(self, signal_number: int) -> NoReturn:
         """Ends the run after a signal; the state is saved already."""
-        again = ("train", self.project.root, "--smoke") if self.plan.smoke else ("resume", self.project.root)
-        raise StoppedError("everything is saved", command(*again), signal_number)
+        raise stopped(self.project, self.plan, signal_number)
 
     def stop_if_asked(self) -> None:
         """`stop` if a signal arrived."""
@@ -229,6 +228,12 @@ class Session:
         if "attention" in stages:
             return checkpoint.read(self.folder.stages / "attention").tensors("weights")
         return {}
+
+
+def stopped(project: Project, plan: Plan, signal_number: int) -> StoppedError:
+    """What is said when a signal has ended a run; a smoke test always begins anew."""
+    again = ("train", project.root, "--smoke") if plan.smoke else ("resume", project.root)
+    return StoppedError("everything is saved", command(*again), signal_number)
 
 
 def _require_finite(progress: Progress) -> None:

@@ -17,11 +17,9 @@ from attnbooth_cli.engine.plan import Plan
 from attnbooth_cli.engine.prompting import KINDS
 from attnbooth_cli.engine.runs import RunFolder
 from attnbooth_cli.engine.sampling import BATCH_SIZE, Request
-from attnbooth_cli.engine.session import ShouldStop, sampling_settings
+from attnbooth_cli.engine.session import ShouldStop, sampling_settings, stopped
 from attnbooth_cli.engine.tokens import add_placeholder, knows, placeholder
-from attnbooth_cli.errors import StoppedError
 from attnbooth_cli.events import Emit, Event, Warned
-from attnbooth_cli.project.shell import command
 
 
 def subject_of(components: Components, source: LatentSource, plan: Plan, emit: Emit) -> Subject:
@@ -68,7 +66,7 @@ def prior_of(
         emit(event)
         # Of several processes the others wait for all pictures, so that this one must not leave them.
         if accelerator.num_processes == 1 and (signal_number := should_stop()):
-            raise StoppedError("everything is saved", command("resume", folder.project.root), signal_number)
+            raise stopped(folder.project, plan, signal_number)
 
     shelf = Shelf(folder.root / "class", {"base": plan.base.sha256}, sampling_settings(base, plan))
     prompt = CLASS_PROMPT.format(plan.concept.category)

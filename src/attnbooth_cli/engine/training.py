@@ -79,10 +79,8 @@ def train(
             if found:
                 require_same_files(prepared.base, base_files(RunFolder(project, found.name)))
             run = found or new_run(project, plan, file_hashes(prepared.base), fast=options.fast)
-            if run.status == "done" and not wanted <= set(
-                run.stages
-            ):  # `resume` is to go on with what is wanted now, and no further
-                run = replace(run, status="unfinished")
+            if run.status == "done" and not wanted <= set(run.stages):
+                run = replace(run, status="unfinished")  # so that `resume` goes as far as is wanted now, and no further
             run = replace(run, until=until)
             record(project, run)
             return run

@@ -1,9 +1,15 @@
-"""JSON documents from disk, whoever wrote them: a file that cannot be one is told apart, and never waited for."""
+"""JSON documents from disk, whoever wrote them: a file that cannot be one is told apart, and never waited for.
+
+And tables as CSV.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +54,12 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table as CSV: a header, which is the first row's keys, and a line for every row."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
