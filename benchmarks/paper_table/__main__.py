@@ -3,6 +3,7 @@
 search   every method's rates, on tuning concepts
 table    every method and ablation, on the test concepts
 fast     schedules of our method, on tuning concepts
+memory   the most that each method holds, in a process of its own
 page     docs/comparison.md: the tables, the plots, the sheet
 (each continues; several processes may run the same step)
 """
@@ -14,13 +15,14 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from attnbooth_cli.engine.families import ComponentPool
-from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
+from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
+from attnbooth_cli.errors import DivergedError
 from attnbooth_cli.project import durable
-from benchmarks.paper_table import page, units
+from attnbooth_cli.project.documents import csv_text
+from benchmarks.paper_table import page, peaks, plots, units
 from benchmarks.paper_table.claims import claim_lines
 from benchmarks.paper_table.run import Desk, do
 from benchmarks.paper_table.units import Unit
@@ -38,7 +40,7 @@ def work_through(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> 
     while True:
         if not work_once(todo, work, desk, until):
             return False
-        if all(units.result(work, unit) is not None for unit in todo):
+        if all(units.is_done(work, unit) for unit in todo):
             return True
         time.sleep(PATIENCE)
 
@@ -50,10 +52,28 @@ def work_once(todo: Sequence[Unit], work: Path, desk: Desk, until: float) -> boo
             return False
         with units.claimed(work, unit) as mine:
             if mine:
-                found = do(unit, work, desk)
+                try:
+                    found = do(unit, work, desk)
+                    told = f"identity {found['identity']:.3f}, text {found['text']:.3f}, {found['seconds']:.0f} s"
+                except DivergedError as error:  # the method's own failure at these rates, and a result like others
+                    found, told = {"diverged": str(error)}, "diverged"
                 units.write_result(work, unit, found)
-                told = f"identity {found['identity']:.3f}, text {found['text']:.3f}, {found['seconds']:.0f} s"
                 print(f"{number + 1}/{len(todo)} {unit.name}: {told}", file=sys.stderr, flush=True)
+    return True
+
+
+def search(work: Path, desk: Desk, until: float) -> bool:
+    """Each method's rates; False if the time was over first."""
+    if not work_through(units.rate_units(), work, desk, until):
+        return False
+    while further := units.wider_units(work):
+        if not work_through(further, work, desk, until):
+            return False
+    if not work_through(units.finalist_units(work), work, desk, until):
+        return False
+    while further := units.last_units(work):
+        if not work_through(further, work, desk, until):
+            return False
     return True
 
 
@@ -62,10 +82,15 @@ def write_page(work: Path) -> None:
     best = units.best_factors(work)
     found = page.gathered(work, best)
     parts = {
-        "rates": page.rates_table(best),
+        "state": page.state_lines(work, best),
+        "made by": page.made_by_lines(found),
+        "rates": page.rates_table(work, best),
         "claims": claim_lines(found, best),
         "scores": page.main_table(found),
+        "beyond": page.beyond_table(found),
+        "costs": page.cost_table(found, peaks.measured(work)),
         "differences": page.difference_table(found, best),
+        "published": page.published_table(found, best),
         "second opinion": page.second_opinion_table(found),
         "fast": page.fast_table(work, units.fast_units(best)),
         "contenders": contender_tables(work, best),
@@ -74,9 +99,10 @@ def write_page(work: Path) -> None:
     for name, lines in parts.items():
         text = page.filled(text, name, lines)
     durable.write_text(PAGE, text)
-    durable.write_bytes(PICTURES / "comparison-scores.png", page.scatter(found, best))
-    durable.write_bytes(PICTURES / "comparison-fast.png", page.fast_curve(work, units.fast_units(best)))
-    page.sheet(work, best, list(METHODS)).save(PICTURES / "comparison-sheet.png", optimize=True)
+    durable.write_text(work / "table.csv", csv_text(page.every_training(found)))
+    durable.write_bytes(PICTURES / "comparison-scores.png", plots.scatter(found, best))
+    durable.write_bytes(PICTURES / "comparison-fast.png", plots.fast_curve(work, units.fast_units(best)))
+    durable.write_bytes(PICTURES / "comparison-sheet.png", plots.sheet(work, best))
 
 
 def contender_tables(work: Path, best: Mapping[str, float]) -> list[str]:
@@ -90,19 +116,20 @@ def contender_tables(work: Path, best: Mapping[str, float]) -> list[str]:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["search", "table", "fast", "page"])
+    parser.add_argument("step", choices=["search", "table", "fast", "memory", "page"])
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--minutes", type=float, default=math.inf)
     chosen = parser.parse_args()
     if chosen.step == "page":
         write_page(chosen.work)
         return 0
+    if chosen.step == "memory":
+        peaks.measure(units.of_each_method(units.best_factors(chosen.work)), chosen.work)
+        return 0
     until = time.monotonic() + 60 * chosen.minutes
     desk, work = Desk(ComponentPool(keep=True)), chosen.work
     if chosen.step == "search":
-        wider = partial(units.wider_units, work)
-        parts = (units.rate_units, wider, wider, partial(units.finalist_units, work))
-        return 0 if all(work_through(part(), work, desk, until) for part in parts) else 3
+        return 0 if search(work, desk, until) else 3
     if chosen.step == "fast":
         best = units.best_factors(work, [ATTNDREAMBOOTH.name])
         todo = units.fast_units(best)

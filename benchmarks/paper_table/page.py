@@ -1,41 +1,45 @@
-"""From results to the page: tables with intervals over concepts, a scatter plot, and a sheet of pictures."""
+"""From results to the page's tables, with intervals over concepts."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from attnbooth_cli.engine import scores
-from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
-from attnbooth_cli.reports.heatmaps import labelled_strip
-from benchmarks.paper_table.units import SHOWN, Unit, concepts, rates, result, samples, strip_of, table_units
-
-Row = tuple[str, float]
-"""A method (and its variant) and the factor of its rates."""
-Results = Mapping[Row, Mapping[str, dict[str, Any]]]
-"""By row and concept."""
-
-COLUMNS: Mapping[str, Callable[[dict[str, Any]], float]] = {
-    "identity": lambda found: found["identity"],
-    "text": lambda found: found["text"],
-    "complex: identity": lambda found: found["complex"]["identity"],
-    "complex: text": lambda found: found["complex"]["text"],
-    "drift": lambda found: found["drift"],
-    "CPU seconds": lambda found: found["seconds"],
-    "peak MB": lambda found: found["peak_mb"],
-}
-COSTS = ("CPU seconds", "peak MB")
-SECOND_OPINION = ("identity", "object", "scene", "style")
+from attnbooth_cli.engine.methods import ATTNDREAMBOOTH
+from benchmarks.paper_table.measures import (
+    BEYOND,
+    COSTS,
+    DIFFERENCES,
+    MEASURES,
+    SCHEDULES,
+    SCORES,
+    SECOND_OPINION,
+    Results,
+    by_concept,
+    family,
+)
+from benchmarks.paper_table.units import (
+    PUBLISHED,
+    Unit,
+    is_done,
+    merit,
+    ranked,
+    rates,
+    result,
+    samples,
+    searched_on,
+    table_units,
+)
 
 
 def gathered(work: Path, best: Mapping[str, float]) -> Results:
     """Every result there is, the best rates of each method before the published ones."""
-    found: dict[Row, dict[str, dict[str, Any]]] = {}
+    found: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
     for unit in table_units(best):
         if (its := result(work, unit)) is not None:
             found.setdefault((unit.label, unit.factor), {})[unit.concept] = its
@@ -52,60 +56,107 @@ def filled(text: str, name: str, lines: Sequence[str]) -> str:
     return "\n".join([f"{before}{begin}", "", *lines, "", f"{end}{after}"])
 
 
-def rates_table(best: Mapping[str, float]) -> list[str]:
-    """With which factor of its published rates each method came out best."""
-    rows = [f"| {method} | {rates(factor)} |" for method, factor in best.items()]
-    return ["| method | learning rates |", "|---|---|", *rows]
+def state_lines(work: Path, best: Mapping[str, float]) -> list[str]:
+    """How much of the table has been run, if not all; which trainings diverged."""
+    todo = table_units(best)
+    done = [unit for unit in todo if is_done(work, unit)]
+    diverged = Counter(unit.label for unit in done if result(work, unit) is None)
+    lines = [] if len(done) == len(todo) else [f"**Not run to the end yet**: {len(done)} of {len(todo)} trainings."]
+    return lines + [f"{count} trainings of `{label}` diverged, and are left out." for label, count in diverged.items()]
+
+
+def made_by_lines(found: Results) -> list[str]:
+    """Versions, processor and threads of the results, as far as they say so."""
+    said = [its.get("by") for rows in found.values() for its in rows.values()]
+    lines = []
+    for by in {tuple(its.items()): its for its in said if its}.values():
+        versions = ", ".join(f"{name} {its}" for name, its in by.items() if name not in ("threads", "processor"))
+        lines.append(f"{versions}; {by['processor']}, {by['threads']} thread a process, two processes side by side.")
+    if silent := sum(its is None for its in said):
+        lines.append(f"({silent} of {len(said)} results, made on the same machine, do not say.)")
+    return lines
+
+
+def rates_table(work: Path, best: Mapping[str, float]) -> list[str]:
+    """With which factor of its published rates each method came out best, and by how much."""
+    names = searched_on()
+    lines = [f"| method | best | merit on {' and '.join(names)} | next best | tried on {names[0]} |", "|---" * 5 + "|"]
+
+    def told(method: str, factor: float) -> str:
+        found = [result(work, Unit(method, factor, "tuning", name)) for name in names]
+        return ", ".join("diverged" if its is None else f"{merit(its):.2f}" for its in found)
+
+    for method, factor in best.items():
+        others = [its for its in ranked(work, method, names) if its != factor][:1]
+        next_best = f"{rates(others[0])}: {told(method, others[0])}" if others else ""
+        tried = ", ".join(f"{its:g}" for its in sorted(ranked(work, method, names[:1])))
+        lines.append(f"| {method} | {rates(factor)} | {told(method, factor)} | {next_best} | {tried} |")
+    return lines
 
 
 def main_table(found: Results) -> list[str]:
-    """Means over concepts with 95 % intervals; the true pictures above, the untuned model below."""
-    lines = ["| method | rates | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    everything = [its for by_concept in found.values() for its in by_concept.values()]
-    per_concept = {its["concept"]: its for its in everything}.values()
-    above = {"identity": "identity", "text": "text"}
-    lines.append(_reference("the true pictures", [its["truth"] for its in per_concept], above, complex_too=True))
-    for (method, factor), by_concept in found.items():
-        cells = [_cell([column(its) for its in by_concept.values()]) for column in COLUMNS.values()]
-        lines.append(f"| {method} | {rates(factor)} | " + " | ".join(cells) + " |")
-    lines.append(_reference("the untuned model", [its["untuned"] for its in per_concept], above, complex_too=False))
+    """Identity, text and what they come to; the true pictures above, the untuned model below."""
+    concepts = by_concept(found)
+    true, untuned = ([its[name] for its in concepts] for name in ("truth", "untuned"))
+    reached = [[merit({**its, **its[name]}) for its in concepts] for name in ("truth", "untuned")]
+    above = {**_both(true), "in scenes": _each(true, "in scenes"), "merit": reached[0]}
+    return [
+        *_head(SCORES),
+        _line("the true pictures", len(concepts), SCORES, above),
+        *_rows(found, SCORES),
+        _line("the untuned model", len(concepts), SCORES, {**_both(untuned), "merit": reached[1]}),
+    ]
+
+
+def beyond_table(found: Results) -> list[str]:
+    """The complex prompts, what has become of the base model, and copies of training pictures."""
+    concepts = by_concept(found)
+    true, untuned = ([its[name]["complex"] for its in part] for name, part in (("truth", concepts), ("untuned", [])))
+    untuned = [its["complex"]["untuned"] for its in concepts if "untuned" in its["complex"]]
+    above, below = ({f"complex: {name}": its for name, its in _both(rows).items()} for rows in (true, untuned))
+    lines = [*_head(BEYOND), _line("the true pictures", len(true), BEYOND, above), *_rows(found, BEYOND)]
+    return [*lines, _line("the untuned model", len(untuned), BEYOND, below)] if untuned else lines
+
+
+def cost_table(found: Results, peaks: Mapping[str, float]) -> list[str]:
+    """What a training costs."""
+    lines = ["| method | " + " | ".join(COSTS) + " | peak MB |", "|---" * (len(COSTS) + 2) + "|"]
+    for label in dict.fromkeys(label for label, _ in found):
+        rows = [its for (other, _), concepts in found.items() if other == label for its in concepts.values()]
+        cells = [_cell([MEASURES[name](its) for its in rows]) for name in COSTS]
+        lines.append(f"| {label} | {' | '.join(cells)} | {f'{peaks[label]:,.0f}' if label in peaks else ''} |")
     return lines
 
 
 def second_opinion_table(found: Results) -> list[str]:
     """What the independent judges say."""
-    lines = ["| method | rates | " + " | ".join(SECOND_OPINION) + " |", "|---" * (len(SECOND_OPINION) + 2) + "|"]
-    per_concept = {its["concept"]: its for rows in found.values() for its in rows.values()}.values()
-    truth = [_cell([its["truth"]["second opinion"][name] for its in per_concept]) for name in SECOND_OPINION]
-    lines.append("| the true pictures | | " + " | ".join(truth) + " |")
-    for (method, factor), by_concept in found.items():
-        cells = [_cell([its["second opinion"][name] for its in by_concept.values()]) for name in SECOND_OPINION]
-        lines.append(f"| {method} | {rates(factor)} | " + " | ".join(cells) + " |")
+    concepts = by_concept(found)
+    true = {name: [its["truth"]["second opinion"][name] for its in concepts] for name in SECOND_OPINION}
+    lines = [*_head(SECOND_OPINION), _line("the true pictures", len(concepts), SECOND_OPINION, true)]
+    for (label, factor), rows in found.items():
+        its = {name: [found["second opinion"][name] for found in rows.values()] for name in SECOND_OPINION}
+        lines.append(_line(label, len(rows), SECOND_OPINION, its, rates(factor)))
     return lines
 
 
 def difference_table(found: Results, best: Mapping[str, float], ours: str = ATTNDREAMBOOTH.name) -> list[str]:
-    """How much less than our method every other scores, over the same concepts, each at its best rates."""
-    names = [name for name in COLUMNS if name not in COSTS]
-    lines = ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    reference = found[(ours, best[ours])]
-    for (method, factor), by_concept in found.items():
-        if method == ours or factor != best[family(method)]:
-            continue
-        common = sorted(set(reference) & set(by_concept))
-        cells = []
-        for name in names:
-            theirs, its = (
-                np.array([COLUMNS[name](of[concept]) for concept in common]) for of in (reference, by_concept)
-            )
-            cells.append(_difference(theirs, its))
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    """How much more than our method every other scores, over the same concepts, each at its best rates."""
+    lines = _head(DIFFERENCES)
+    reference = found.get((ours, best[ours]), {})
+    for (label, factor), rows in found.items():
+        if label != ours and factor == best[family(label)] and set(reference) & set(rows):
+            lines.append(_compared(label, rates(factor), reference, rows))
     return lines
 
 
-def family(row: str) -> str:
-    """Whose rates a row has: "attndreambooth-without-unet" and "attndreambooth fast" have attndreambooth's."""
-    return METHODS[row.partition(" ")[0]].family
+def published_table(found: Results, best: Mapping[str, float]) -> list[str]:
+    """How much more each method scores at its best rates than at the published ones, over the same concepts."""
+    lines = _head(DIFFERENCES)
+    for (label, factor), rows in found.items():
+        published = found.get((label, PUBLISHED), {})
+        if factor == best[family(label)] != PUBLISHED and set(published) & set(rows):
+            lines.append(_compared(label, rates(factor), published, rows))
+    return lines
 
 
 def by_variant(work: Path, todo: Sequence[Unit]) -> dict[str, list[dict[str, Any]]]:
@@ -119,99 +170,92 @@ def by_variant(work: Path, todo: Sequence[Unit]) -> dict[str, list[dict[str, Any
 
 def fast_table(work: Path, todo: Sequence[Unit]) -> list[str]:
     """The second look at fast mode: how many samples each schedule sees, and what it scores, cheapest first."""
-    columns = [name for name in COLUMNS if name not in COSTS]
     rows = by_variant(work, todo)
-    lines = ["| schedule | samples | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    lines = ["| schedule | samples | " + " | ".join(SCHEDULES) + " |", "|---" * (len(SCHEDULES) + 2) + "|"]
     for name, its in sorted(rows.items(), key=lambda item: item[1][0]["samples"]):
-        cells = [_cell([COLUMNS[column](found) for found in its]) for column in columns]
+        cells = [_cell([MEASURES[column](found) for found in its]) for column in SCHEDULES]
         lines.append(f"| {name} | {its[0]['samples']:,} | " + " | ".join(cells) + " |")
     return lines
 
 
 def contender_table(work: Path, old: Sequence[Unit], new: Sequence[Unit], which: str) -> list[str]:
     """What two schedules score on the same concepts, which are the ones so called, and the second less the first."""
-    names = [name for name in COLUMNS if name not in COSTS]
     pairs = [(result(work, its), result(work, other)) for its, other in zip(old, new, strict=True)]
     done = [(first, second) for first, second in pairs if first is not None and second is not None]
     if not done:
         return []
-    lines = [f"| {which} ({len(done)}) | samples | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    lines = [
+        f"| {which} ({len(done)}) | samples | " + " | ".join(SCHEDULES) + " |",
+        "|---" * (len(SCHEDULES) + 2) + "|",
+    ]
     for unit, rows in zip((old[0], new[0]), zip(*done, strict=True), strict=True):
-        cells = [_cell([COLUMNS[name](its) for its in rows]) for name in names]
+        cells = [_cell([MEASURES[name](its) for its in rows]) for name in SCHEDULES]
         lines.append(f"| {unit.variant} | {samples(unit):,} | " + " | ".join(cells) + " |")
     cells = []
-    for name in names:
-        theirs, ours = (np.array([COLUMNS[name](its) for its in rows]) for rows in zip(*done, strict=True))
+    for name in SCHEDULES:
+        theirs, ours = (np.array([MEASURES[name](its) for its in rows]) for rows in zip(*done, strict=True))
         cells.append(_difference(theirs, ours))
     return [*lines, "| difference | | " + " | ".join(cells) + " |"]
 
 
-def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
-    """Identity and text against the samples seen, each schedule a point, a PNG."""
-    from matplotlib.figure import Figure
-
-    rows = by_variant(work, todo)
-    figure = Figure((9, 4.5), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, 2), ("identity", "text"), strict=True):
-        for name, its in rows.items():
-            x, y = its[0]["samples"], float(np.mean([found[measure] for found in its]))
-            axes.plot(x, y, "o", markersize=5)
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=6)
-        axes.set_xlabel("samples seen in training")
-        axes.set_ylabel(measure)
-        axes.grid(alpha=0.2)
-    return _png(figure)
+def every_training(found: Results) -> list[dict[str, Any]]:
+    """The table behind the tables: a row for every training."""
+    return [
+        {
+            "method": label,
+            "rates": rates(factor),
+            "concept": concept,
+            **{name: of(its) for name, of in MEASURES.items()},
+        }
+        for (label, factor), rows in found.items()
+        for concept, its in rows.items()
+    ]
 
 
-def scatter(found: Results, best: Mapping[str, float]) -> bytes:
-    """Identity against text of every row, a PNG; hollow at the published rates."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((8, 5.5), layout="constrained")
-    axes = figure.add_subplot()
-    for (method, factor), by_concept in found.items():
-        x, y = (np.mean([its[name] for its in by_concept.values()]) for name in ("text", "identity"))
-        chosen = factor == best[family(method)]
-        (dots,) = axes.plot(x, y, "o", fillstyle="full" if chosen else "none", markersize=7)
-        axes.annotate(method, (x, y), textcoords="offset points", xytext=(6, 3), fontsize=7, color=dots.get_color())
-    per_concept = {its["concept"]: its for rows in found.values() for its in rows.values()}.values()
-    for name, marker in (("truth", "*"), ("untuned", "x")):
-        x, y = (np.mean([its[name][measure] for its in per_concept]) for measure in ("text", "identity"))
-        axes.plot(x, y, marker, color="black", markersize=9)
-        axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 3), fontsize=8)
-    axes.set_xlabel("text")
-    axes.set_ylabel("identity")
-    axes.grid(alpha=0.2)
-    return _png(figure)
+def _head(columns: Sequence[str]) -> list[str]:
+    return ["| method | rates | n | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
 
 
-def sheet(work: Path, best: Mapping[str, float], methods: Sequence[str]) -> Image.Image:
-    """The first picture of some prompts by each method at its best rates, the true pictures above; never picked."""
-    cells: dict[str, Image.Image] = {}
-    for method in methods:
-        unit = Unit(method, best[family(method)], "test", concepts("test")[0])
-        if not strip_of(work, unit).exists():
-            continue
-        if not cells:
-            cells |= {f"true {number}": Image.open(unit.truth / f"{number + 1}.png") for number in SHOWN}
-        strip = Image.open(strip_of(work, unit))
-        for column, number in enumerate(SHOWN):
-            side = strip.height
-            cells[f"{method} {number}"] = strip.crop((column * side, 0, (column + 1) * side, side))
-    return labelled_strip({name: its.convert("RGB") for name, its in cells.items()}, columns=len(SHOWN))
+def _line(
+    name: str, count: int, columns: Sequence[str], values: Mapping[str, Sequence[float]], rates_: str = ""
+) -> str:
+    cells = [_cell(values[column]) if column in values else "" for column in columns]
+    return f"| {name} | {rates_} | {count} | " + " | ".join(cells) + " |"
 
 
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+def _rows(found: Results, columns: Sequence[str]) -> list[str]:
+    return [
+        _line(label, len(rows), columns, {name: _measured(rows.values(), name) for name in columns}, rates(factor))
+        for (label, factor), rows in found.items()
+    ]
+
+
+def _compared(label: str, rates_: str, reference: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
+    common = sorted(set(reference) & set(rows))
+    pairs = (
+        [np.array(_measured([of[name] for name in common], column)) for of in (reference, rows)]
+        for column in DIFFERENCES
+    )
+    return f"| {label} | {rates_} | {len(common)} | " + " | ".join(_difference(*pair) for pair in pairs) + " |"
+
+
+def _measured(rows: Any, name: str) -> list[float]:
+    return [MEASURES[name](its) for its in rows]
+
+
+def _each(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [row[key] for row in rows]
+
+
+def _both(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    return {name: _each(rows, name) for name in ("identity", "text")}
 
 
 def _cell(values: Sequence[float]) -> str:
-    interval = scores.bootstrap(np.array(values))
-    digits = 0 if np.mean(values) > 10 else 3
-    between = f" ({interval.low:.{digits}f} to {interval.high:.{digits}f})" if interval else ""
-    return f"{np.mean(values):.{digits}f}{between}"
+    mean, interval = float(np.mean(values)), scores.bootstrap(np.array(values))
+    digits = 0 if mean > 10 else 3
+    between = f" ({interval.low:,.{digits}f} to {interval.high:,.{digits}f})" if interval and np.ptp(values) else ""
+    return f"{_rounded(mean, digits):,.{digits}f}{between}"
 
 
 def _difference(reference: np.ndarray, its: np.ndarray) -> str:
@@ -219,11 +263,9 @@ def _difference(reference: np.ndarray, its: np.ndarray) -> str:
     mean, interval = scores.paired_difference(reference, its)
     sure = interval is not None and not interval.low <= 0 <= interval.high
     between = f" ({interval.low:+.3f} to {interval.high:+.3f})" if interval else ""
-    return f"{mean:+.3f}{between}{' *' if sure else ''}"
+    return f"{_rounded(mean, 3):+.3f}{between}{' *' if sure else ''}"
 
 
-def _reference(name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, complex_too: bool) -> str:
-    cells = {column: _cell([row[key] for row in rows]) for column, key in columns.items()}
-    if complex_too:
-        cells |= {f"complex: {key}": _cell([row["complex"][key] for row in rows]) for key in columns.values()}
-    return f"| {name} | | " + " | ".join(cells.get(column, "") for column in COLUMNS) + " |"
+def _rounded(value: float, digits: int) -> float:
+    """Without the sign of a zero."""
+    return round(value, digits) + 0.0

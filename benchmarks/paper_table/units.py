@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ FINALISTS = 2
 UNFINISHED = "python -m benchmarks.paper_table search has not come to the end of"
 TABLE_CONCEPTS = 10
 """Test concepts of the table."""
-PUBLISHED_CONCEPTS = 4
+PUBLISHED_CONCEPTS = 2
 """Those of them on which methods are also trained at their published rates."""
 SHOWN = (6, 8, 12, 18, 19, 21)
 """Numbers of the prompts on the sheet: two environments, a colour, three styles."""
@@ -81,10 +82,9 @@ CONTENDERS = ("fast", "fast-upright-shorter")
 PUBLISHED = 1.0
 """The factor of the published learning rates."""
 FACTORS = (PUBLISHED, 3.0, 10.0, 30.0)
-"""What the search multiplies a method's published learning rates by, all of its stages' alike: the same four for every
-method, so that none has a larger budget."""
-LADDER = (0.1, 0.3, *FACTORS, 100.0, 300.0)
-"""Where a method goes on whose best of the four is the lowest or the highest."""
+"""What the search multiplies a method's published learning rates by, all of its stages' alike."""
+LADDER = (0.01, 0.03, 0.1, 0.3, *FACTORS, 100.0, 300.0, 1000.0, 3000.0)
+"""Where a method goes on whose best is the lowest or the highest tried, until it is not."""
 
 
 @dataclass(frozen=True)
@@ -136,34 +136,22 @@ def concepts(split: str) -> list[str]:
 
 def rate_units() -> list[Unit]:
     """The search's first part: every method that is no ablation, at every factor, on one concept."""
-    return [Unit(method, factor, "tuning", _searched_on()[0]) for factor in FACTORS for method in searched()]
+    return [Unit(method, factor, "tuning", searched_on()[0]) for factor in FACTORS for method in searched()]
 
 
 def wider_units(work: Path) -> list[Unit]:
-    """Its second part, once for each end's two steps of the ladder: the next factor beyond the best, where that is the
-    lowest or the highest tried."""
-    first = _searched_on()[0]
-    units = []
-    for method in searched():
-        best, *others = _ranked(work, method, [first])
-        place = LADDER.index(best)
-        if all(best > other for other in others):
-            place += 1
-        elif all(best < other for other in others):
-            place -= 1
-        if 0 <= place < len(LADDER) and LADDER[place] != best:
-            units.append(Unit(method, LADDER[place], "tuning", first))
-    return units
+    """Its second part, again and again until it is empty: the next factor for each method whose best is an end."""
+    return [unit for method in searched() for unit in _beyond(work, method, searched_on()[:1])]
 
 
 def finalist_units(work: Path) -> list[Unit]:
-    """Its last part, when the others are done: each method's best factors on another concept."""
-    first, second = _searched_on()
-    return [
-        Unit(method, factor, "tuning", second)
-        for method in searched()
-        for factor in _ranked(work, method, [first])[:FINALISTS]
-    ]
+    """Its third part, when the others are done: each method's best factors on another concept."""
+    return [unit for method in searched() for unit in _finalists(work, method)]
+
+
+def last_units(work: Path) -> list[Unit]:
+    """Its last part, again and again until it is empty: as the second, by the mean of both concepts."""
+    return [unit for method in searched() for unit in _beyond(work, method, searched_on())]
 
 
 def searched() -> list[str]:
@@ -174,14 +162,22 @@ def searched() -> list[str]:
 def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
     """Every method on the table's concepts at its best rates, then on the first of them as published; ablations and
     fast mode have the rates of their method, and are not run as published."""
-    units = []
-    for concept in concepts("test")[:TABLE_CONCEPTS]:
-        units += [Unit(method, best[METHODS[method].family], "test", concept) for method in methods]
-        units.append(Unit(ATTNDREAMBOOTH.name, best[ATTNDREAMBOOTH.name], "test", concept, "fast"))
+    units = [
+        replace(unit, concept=concept)
+        for concept in concepts("test")[:TABLE_CONCEPTS]
+        for unit in of_each_method(best, methods)
+    ]
     for concept in concepts("test")[:PUBLISHED_CONCEPTS]:
         families = [method for method in methods if method == METHODS[method].family and best[method] != PUBLISHED]
         units += [Unit(method, PUBLISHED, "test", concept) for method in families]
     return units
+
+
+def of_each_method(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
+    """Every method and ablation at its best rates, and fast mode, on the first test concept."""
+    concept = concepts("test")[0]
+    units = [Unit(method, best[METHODS[method].family], "test", concept) for method in methods]
+    return [*units, Unit(ATTNDREAMBOOTH.name, best[ATTNDREAMBOOTH.name], "test", concept, "fast")]
 
 
 def fast_units(best: Mapping[str, float]) -> list[Unit]:
@@ -228,10 +224,17 @@ def rates(factor: float) -> str:
     return "published" if factor == PUBLISHED else f"x {factor:g}"
 
 
+def is_done(work: Path, unit: Unit) -> bool:
+    """Whether a unit has ended, well or not."""
+    return _file(work, unit).exists()
+
+
 def result(work: Path, unit: Unit) -> dict[str, Any] | None:
-    """What a unit gave, if it is done."""
-    file = work / "results" / f"{unit.name}.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    """What a unit gave, if it is done and did not diverge."""
+    if not is_done(work, unit):
+        return None
+    found: dict[str, Any] = json.loads(_file(work, unit).read_text())
+    return None if "diverged" in found else found
 
 
 def strip_of(work: Path, unit: Unit) -> Path:
@@ -241,13 +244,17 @@ def strip_of(work: Path, unit: Unit) -> Path:
 
 def write_result(work: Path, unit: Unit, found: Mapping[str, Any]) -> None:
     """Ends a unit."""
-    durable.write_json(work / "results" / f"{unit.name}.json", dict(found))
+    durable.write_json(_file(work, unit), dict(found))
+
+
+def _file(work: Path, unit: Unit) -> Path:
+    return work / "results" / f"{unit.name}.json"
 
 
 @contextlib.contextmanager
 def claimed(work: Path, unit: Unit) -> Iterator[bool]:
     """Whether this process is to do the unit now; the claim is the operating system's lock, which ends with it."""
-    if result(work, unit) is not None:
+    if is_done(work, unit):
         yield False
         return
     file = work / "claims" / f"{unit.name}.lock"
@@ -259,36 +266,55 @@ def claimed(work: Path, unit: Unit) -> Iterator[bool]:
         yield False
         return
     try:
-        yield result(work, unit) is None  # asked now, as another process may have just done it
+        yield not is_done(work, unit)  # asked now, as another process may have just done it
     finally:
         lock.release()
 
 
 def best_factors(work: Path, methods: Sequence[str] = ()) -> dict[str, float]:
-    """With which finalist the pictures of these methods (all) come out best on the tuning concepts, see `merit`."""
-    first = _searched_on()[:1]
-    finalists = {method: _ranked(work, method, first)[:FINALISTS] for method in methods or searched()}
-    ranked = {method: _ranked(work, method, _searched_on(), its) for method, its in finalists.items()}
-    if missing := [method for method in ranked if len(ranked[method]) < len(finalists[method])]:
-        raise SystemExit(f"{UNFINISHED} {', '.join(missing)}")
-    return {method: its[0] for method, its in ranked.items()}
+    """With which factor the pictures of these methods (all) come out best on the tuning concepts, see `merit`.
+
+    Raises `SystemExit` if the search has not come to their end.
+    """
+    best = {}
+    for method in methods or searched():
+        asked = [unit for unit in rate_units() if unit.method == method] + _finalists(work, method)
+        further = _beyond(work, method, searched_on()[:1]) + _beyond(work, method, searched_on())
+        if further or not all(is_done(work, unit) for unit in asked):
+            raise SystemExit(f"{UNFINISHED} {method}")
+        best[method] = ranked(work, method, searched_on())[0]
+    return best
 
 
-def _searched_on() -> list[str]:
-    return concepts("tuning")[:2]
-
-
-def _ranked(work: Path, method: str, names: Sequence[str], among: Sequence[float] = LADDER) -> list[float]:
+def ranked(work: Path, method: str, names: Sequence[str]) -> list[float]:
     """Those of the factors that were tried on all of these concepts, best mean merit first."""
     merits = {}
-    for factor in among:
-        found = [result(work, Unit(method, factor, "tuning", name)) for name in names]
-        done = [merit(its) for its in found if its is not None]
-        if len(done) == len(found):
-            merits[factor] = sum(done) / len(done)
+    for factor in LADDER:
+        units = [Unit(method, factor, "tuning", name) for name in names]
+        if all(is_done(work, unit) for unit in units):
+            found = [result(work, unit) for unit in units]
+            merits[factor] = sum(-math.inf if its is None else merit(its) for its in found) / len(found)
     if not merits:
         raise SystemExit(f"{UNFINISHED} {method}")
     return sorted(merits, key=lambda factor: merits[factor], reverse=True)
+
+
+def searched_on() -> list[str]:
+    """The two concepts of the search."""
+    return concepts("tuning")[:2]
+
+
+def _finalists(work: Path, method: str) -> list[Unit]:
+    first, second = searched_on()
+    return [Unit(method, factor, "tuning", second) for factor in ranked(work, method, [first])[:FINALISTS]]
+
+
+def _beyond(work: Path, method: str, names: Sequence[str]) -> list[Unit]:
+    """The next factor on all of these concepts, if the best by them is the lowest or the highest tried on the first."""
+    best, tried = ranked(work, method, names)[0], ranked(work, method, names[:1])
+    place = LADDER.index(best) + (best == max(tried)) - (best == min(tried))
+    beyond = 0 <= place < len(LADDER) and LADDER[place] not in tried
+    return [Unit(method, LADDER[place], "tuning", name) for name in names] if beyond else []
 
 
 def merit(found: Mapping[str, Any]) -> float:

@@ -15,10 +15,11 @@ import torch
 
 from attnbooth_cli.engine.families import ComponentPool
 from attnbooth_cli.engine.scores import Interval
+from attnbooth_cli.errors import DivergedError
 from benchmarks import memory
 from benchmarks.judges import Classifier, InstanceEncoder
 from benchmarks.paper_table import __main__ as command
-from benchmarks.paper_table import page, run, units
+from benchmarks.paper_table import page, peaks, plots, run, units
 from benchmarks.paper_table.claims import claim_lines, verdict
 from benchmarks.paper_table.units import PUBLISHED, Unit
 from tests.conftest import EXAMPLE, scored_in
@@ -60,15 +61,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(units, "FACTORS", (3.0,))
         patch.setattr(units, "LADDER", (3.0,))
         patch.setattr(units, "FINALISTS", 1)
-        patch.setattr(units, "searched", lambda: [METHODS[0]])  # each as the other
-        patch.setattr(units.table_units, "__defaults__", (METHODS,))
+        patch.setattr(units, "searched", lambda: list(METHODS[:2]))
+        for listed in (units.table_units, units.of_each_method):
+            patch.setattr(listed, "__defaults__", (METHODS,))
+        patch.setattr(plots, "METHODS", dict.fromkeys(METHODS))
         patch.setattr(run, "PICTURES", 1)
         patch.setitem(prompts.EVALUATION, "tiny", simple)
         patch.setitem(prompts.COMPLEX, "tiny", {"complex": complex_})
-        patch.setitem(prompts.DRIFT, "tiny", prompts.DRIFT["tiny"][:2])
+        patch.setitem(prompts.DRIFT, "tiny", prompts.DRIFT["tiny"][2:4])
         patch.setattr(run, "PROMPTS", [prompt for its in simple.values() for prompt in its])
         patch.setattr(run, "COMPLEX_PROMPTS", complex_)
-        for module in (run, page):
+        patch.setattr(plots, "PROMPTS", run.PROMPTS)
+        for module in (run, plots):
             patch.setattr(module, "SHOWN", (0, 2, 3))
         patch.setattr(
             run, "options_of", lambda unit: replace(options(unit), settings=(*options(unit).settings, *SHORT))
@@ -89,17 +93,18 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SystemExit, match="the end of attndreambooth"):  # on both concepts
         units.best_factors(small)
     finalists = units.finalist_units(small)
-    assert [(unit.method, unit.concept) for unit in finalists] == [("attndreambooth", "mushroom")]
+    assert [(unit.method, unit.concept) for unit in finalists] == [(method, "mushroom") for method in METHODS[:2]]
     assert command.work_through(finalists, small, desk, ever)
-    assert units.best_factors(small) == {"attndreambooth": 3.0}
-    best = {"attndreambooth": 3.0, "textual-inversion": PUBLISHED}
+    best = units.best_factors(small)
+    assert best == {"attndreambooth": 3.0, "textual-inversion": 3.0}
     table = units.table_units(best)
     assert [(unit.label, unit.factor) for unit in table] == [
         ("attndreambooth", best["attndreambooth"]),
-        ("textual-inversion", PUBLISHED),
+        ("textual-inversion", best["textual-inversion"]),
         ("attndreambooth-without-regulariser", best["attndreambooth"]),
         ("attndreambooth fast", best["attndreambooth"]),
         ("attndreambooth", PUBLISHED),
+        ("textual-inversion", PUBLISHED),
     ]
     assert command.work_through(table, small, desk, ever)
     before = {path: path.read_bytes() for path in (small / "results").rglob("*.json")}
@@ -109,8 +114,6 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
     shutil.copy(command.PAGE, tmp_path / "page.md")
     monkeypatch.setattr(command, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(command, "PICTURES", tmp_path)
-    monkeypatch.setattr(command, "METHODS", dict.fromkeys(METHODS))
-    monkeypatch.setattr(units, "best_factors", lambda work: best)
     command.write_page(small)
     written = (tmp_path / "page.md").read_text("utf-8")
     before_it, _, after_it = command.PAGE.read_text("utf-8").partition("<!-- scores: begin -->")
@@ -124,8 +127,15 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
     assert lines[2].startswith("| the true pictures |")
     assert lines[-1].startswith("| the untuned model |")
     rows = len({(unit.label, unit.factor) for unit in table})
-    assert len(lines) == 2 + 2 + rows
+    assert all(len(part(name)) == 2 + 2 + rows for name in ("scores", "beyond"))
+    assert len(part("second opinion")) == 2 + 1 + rows
     assert len(part("differences")) == 2 + 3
+    assert len(part("published")) == 2 + 2
+    assert len(part("costs")) == 2 + 4
+    assert part("state") == []  # all of it was run
+    assert len(part("made by")) == 1
+    assert part("rates")[2].startswith("| attndreambooth | x 3 |")
+    assert (small / "table.csv").read_text().count("\n") == 1 + len(table)
     assert len(part("claims")) == 4  # of which both rows were run
     assert part("contenders") == []  # nobody ran them
     for name in ("scores", "sheet", "fast"):
@@ -136,23 +146,37 @@ def test_a_claim_holds_where_the_whole_interval_says_so() -> None:
     assert verdict(Interval(0.01, 0.2)) == "held"
     assert verdict(Interval(-0.01, 0.2)) == "not shown"
     assert verdict(Interval(-0.2, -0.1)) == "the contrary held"
-    assert verdict(None) == "not shown"
-    assert verdict(Interval(-0.02, 0.01), close=True) == "held"
-    assert verdict(Interval(-0.02, 0.2), close=True) == "not shown"
-    assert verdict(Interval(0.1, 0.2), close=True) == "did not hold"
+    assert verdict(None) == "too few concepts"
+    assert verdict(Interval(-0.02, 0.01), close=0.03) == "held"
+    assert verdict(Interval(-0.02, 0.2), close=0.03) == "not shown"
+    assert verdict(Interval(0.1, 0.2), close=0.03) == "did not hold"
 
 
-def test_a_claim_of_two_measures_is_told_with_both() -> None:
-    def found(identity: float, text: float) -> dict[str, dict[str, float]]:
-        return {str(k): {"identity": identity + 0.1 * k, "text": text + 0.001 * k} for k in range(8)}
+def result_of(identity: float, text: float = 0.4) -> dict[str, object]:
+    """As much of a training's result as the tables read."""
+    return {
+        "identity": identity,
+        "text": text,
+        "groups": {name: {"identity": identity} for name in ("background", "environment")},
+        "complex": {"identity": identity, "text": text},
+        "drift": 0.1,
+        "drift of": {"category": 0.1, "others": 0.1},
+        "copies": 0,
+        "untuned": {"identity": 0.0, "text": 0.6},
+        "truth": {"identity": 1.0, "text": 0.5},
+    }
+
+
+def test_a_claim_of_two_measures_is_told_of_each() -> None:
+    def found(identity: float, text: float) -> dict[str, dict[str, object]]:
+        return {str(k): result_of(identity + 0.1 * k, text + 0.001 * k) for k in range(8)}
 
     best = {"attndreambooth": 3.0, "ti-db": 1.0}
-    rows = {("attndreambooth", 3.0): found(0.6, 0.2), ("ti-db", 1.0): found(0.5, 0.2)}
+    rows = {("attndreambooth", 3.0): found(0.6, 0.2), ("ti-db", 1.0): found(0.5, 0.3)}
     (line,) = claim_lines(rows, best)
-    assert "**held in part**" in line
-    assert "identity +0.100 (+0.100 to +0.100), text +0.000" in line
-    rows[("attndreambooth", 3.0)] = found(0.6, 0.3)
-    assert "**held**" in claim_lines(rows, best)[0]
+    assert "identity +0.100 (+0.100 to +0.100), **held**; text -0.100" in line
+    assert "text -0.100 (-0.100 to -0.100), **the contrary held**; merit -0.1" in line
+    assert "8 concepts" in line
 
 
 def test_a_unit_is_anyones_whose_owner_has_gone(tmp_path: Path) -> None:
@@ -209,31 +233,28 @@ def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: 
     assert fast["attention"] == halved["attention"]
 
 
-def scored(identity: float) -> dict[str, object]:
-    return {
-        "truth": {"identity": 1.0, "text": 0.5},
-        "untuned": {"identity": 0.0, "text": 0.6},
-        "identity": identity,
-        "text": 0.4,
-    }
-
-
 def test_the_best_factor_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "searched", lambda: ["lora"])
     names = units.concepts("tuning")[:2]
 
     def score(factor: float, *identities: float) -> None:
         for name, identity in zip(names, identities, strict=False):
-            units.write_result(tmp_path, Unit("lora", factor, "tuning", name), scored(identity))
+            units.write_result(tmp_path, Unit("lora", factor, "tuning", name), result_of(identity))
 
     score(1.0, 0.5, 0.5)
-    score(3.0, 0.4, 0.8)
+    score(3.0, 0.6)
     score(10.0, 0.99)
-    assert {unit.factor for unit in units.finalist_units(tmp_path)} == {10.0, 1.0}
+    with pytest.raises(SystemExit, match="the end of lora"):  # not all four were tried
+        units.best_factors(tmp_path)
+    score(30.0, 0.2)
+    score(3.0, 0.6, 0.8)
+    assert {unit.factor for unit in units.finalist_units(tmp_path)} == {10.0, 3.0}
     with pytest.raises(SystemExit, match="the end of lora"):  # one of them was not tried on the second concept
         units.best_factors(tmp_path)
     score(10.0, 0.99, 0.1)
-    assert units.best_factors(tmp_path) == {"lora": 10.0}  # 3.0 was no finalist
+    assert units.best_factors(tmp_path) == {"lora": 3.0}
+    units.write_result(tmp_path, Unit("lora", 3.0, "tuning", names[1]), {"diverged": "at step 3"})
+    assert units.best_factors(tmp_path) == {"lora": 10.0}
 
 
 def test_the_search_goes_on_where_the_best_factor_is_the_lowest_or_the_highest(
@@ -243,7 +264,7 @@ def test_the_search_goes_on_where_the_best_factor_is_the_lowest_or_the_highest(
     first = units.concepts("tuning")[0]
 
     def score(method: str, factor: float, identity: float) -> None:
-        units.write_result(tmp_path, Unit(method, factor, "tuning", first), scored(identity))
+        units.write_result(tmp_path, Unit(method, factor, "tuning", first), result_of(identity))
 
     def tried() -> list[tuple[str, float]]:
         return [(unit.method, unit.factor) for unit in units.wider_units(tmp_path)]
@@ -256,8 +277,43 @@ def test_the_search_goes_on_where_the_best_factor_is_the_lowest_or_the_highest(
     score("lora", 100.0, 0.0)
     score("oft", 0.3, 0.5)
     assert tried() == [("oft", 0.1)]
-    score("oft", 0.1, 0.9)
-    assert tried() == []  # the ladder's end
+    score("oft", 0.1, 0.4)
+    assert tried() == []
+
+
+def test_it_goes_on_with_both_concepts_where_the_best_by_both_is_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "searched", lambda: ["lora"])
+    names = units.concepts("tuning")[:2]
+
+    def score(factor: float, *identities: float) -> None:
+        for name, identity in zip(names, identities, strict=False):
+            units.write_result(tmp_path, Unit("lora", factor, "tuning", name), result_of(identity))
+
+    score(1.0, 0.1)
+    score(3.0, 0.2)
+    score(10.0, 0.6, 0.3)
+    score(30.0, 0.5, 0.7)
+    assert units.wider_units(tmp_path) == []  # on the first, 10 is between others
+    assert units.last_units(tmp_path) == [Unit("lora", 100.0, "tuning", name) for name in names]
+    for name in names:
+        units.write_result(tmp_path, Unit("lora", 100.0, "tuning", name), {"diverged": "at step 3"})
+    assert units.last_units(tmp_path) == []
+
+
+def test_a_method_that_diverges_is_done_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergedError("the loss is not finite")
+
+    monkeypatch.setattr(command, "do", diverge)
+    unit = Unit("lora", 3000.0, "test", "cat")
+    assert command.work_through([unit], tmp_path, run.Desk(ComponentPool()), math.inf)
+    assert units.is_done(tmp_path, unit)
+    assert units.result(tmp_path, unit) is None
+    unfinished, diverged = page.state_lines(tmp_path, dict.fromkeys(units.searched(), 3000.0))
+    assert unfinished.startswith("**Not run to the end yet**: 1 of ")
+    assert "1 trainings of `lora` diverged" in diverged
 
 
 def test_neither_copying_nor_obeying_alone_has_merit() -> None:
@@ -273,14 +329,8 @@ def test_neither_copying_nor_obeying_alone_has_merit() -> None:
 
 
 def test_differences_are_paired_over_concepts() -> None:
-    def found(identity: float, concept: str) -> dict[str, object]:
-        return {
-            "identity": identity, "text": 0.5, "drift": 0.1, "seconds": 1, "concept": concept,
-            "complex": {"identity": identity, "text": 0.4},
-        }  # fmt: skip
-
-    ours = {str(k): found(0.5 + 0.1 * k, str(k)) for k in range(6)}
-    theirs = {str(k): found(0.4 + 0.1 * k, str(k)) for k in range(6)}
+    ours = {str(k): result_of(0.5 + 0.1 * k) for k in range(6)}
+    theirs = {str(k): result_of(0.4 + 0.1 * k) for k in range(6)}
     best = {"attndreambooth": 3.0, "lora": 10.0}
     found_ = {("attndreambooth", 3.0): ours, ("lora", 10.0): theirs, ("lora", PUBLISHED): ours}
     lines = page.difference_table(found_, best)
@@ -296,14 +346,32 @@ def test_contenders_are_compared_where_both_were_run(tmp_path: Path) -> None:
     assert [unit.concept for unit in (*old, *others)] == units.concepts("tuning")
     for number, unit in enumerate(old):
         for its, more in ((unit, 0.0), (new[number], 0.1)):
-            found = {"identity": 0.1 * number + more, "text": 0.5, "drift": 0.1}
-            units.write_result(tmp_path, its, found | {"complex": {"identity": 0.3, "text": 0.4}})
+            units.write_result(tmp_path, its, result_of(0.1 * number + more))
     units.write_result(tmp_path, its_others[-1], {"identity": 9.0})
     lines = page.contender_table(tmp_path, old, new, "chosen")
     assert lines[0].startswith("| chosen (3) | samples | identity |")
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| fast", "| fast-upright", "| difference"]
     assert "| +0.100 | +0.000 |" in lines[-1]  # three concepts are too few for an interval
     assert page.contender_table(tmp_path, others, its_others, "others") == []  # of each, one of the two is missing
+
+
+def test_the_judges_are_asked_for_what_the_prompts_ask_for() -> None:
+    assert run.asked_for("a photo of a red {} on green grass") == {"scene": "grass", "style": "photo", "colour": "red"}
+    assert run.asked_for("a cartoon of a {} in the mountains")["style"] == "drawing"
+
+
+def test_drift_of_the_category_is_told_apart() -> None:
+    pairs = [
+        {"prompt": "a photo of a teddy bear", "drift": 0.6},
+        {"prompt": "a photo of a teddy bear on the road", "drift": 0.8},
+        {"prompt": "a photo of an owl in the forest", "drift": 0.1},
+    ]
+    assert run.drift_of(pairs, "teddy bear") == {"category": pytest.approx(0.7), "others": pytest.approx(0.1)}
+
+
+def test_peaks_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+    peaks.measure([Unit("vico", PUBLISHED, "test", "cat")], tmp_path)
+    assert 300 < peaks.measured(tmp_path)["vico"] < 3000
 
 
 def test_the_peak_of_memory_is_that_since_it_was_forgotten() -> None:

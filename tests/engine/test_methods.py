@@ -18,6 +18,7 @@ from torch import Tensor
 from attnbooth_cli.engine import adapters, concept, neti, vico
 from attnbooth_cli.engine.augmentation import unaugmented
 from attnbooth_cli.engine.base_models import bundled_folder, resolve
+from attnbooth_cli.engine.catalogue import TINY
 from attnbooth_cli.engine.conditioning import CLASS_PROMPT, Subject, conditioning_of
 from attnbooth_cli.engine.families import FAMILIES, ComponentPool, Components, load_components
 from attnbooth_cli.engine.generation import generate
@@ -35,11 +36,15 @@ from attnbooth_cli.engine.methods import (
     Method,
 )
 from attnbooth_cli.engine.objective import accumulate_gradients, objective
-from attnbooth_cli.engine.preparation import TrainOptions
+from attnbooth_cli.engine.preparation import TrainOptions, prepare
+from attnbooth_cli.engine.runs import RunFolder
+from attnbooth_cli.engine.subjects import prior_of
 from attnbooth_cli.engine.training import resume, train
 from attnbooth_cli.errors import StoppedError
-from attnbooth_cli.project.project import Project
+from attnbooth_cli.events import ignore
+from attnbooth_cli.project.project import Project, open_project
 from tests.engine.conftest import EXAMPLE, make_source, make_subject
+from tools.tiny.captions import vocabulary
 
 SHORT = (
     *(f"train.{stage}.{key}" for stage in ("embedding", "attention", "unet") for key in ("steps=3", "batch_size=1")),
@@ -125,7 +130,7 @@ def test_what_a_method_changes(trained: dict[str, Project], name: str) -> None:
         assert not changed
     (row,) = load_file(project.concept / "learned_embeds.safetensors").values()
     (encoder,) = base.text_encoders
-    word = "sks" if METHODS[name].rare_token else "cat"
+    word = TINY.rare_token if METHODS[name].rare_token else "cat"
     first, *_ = encoder.tokenizer(word, add_special_tokens=False).input_ids
     start = encoder.model.get_input_embeddings().weight[first]
     assert torch.equal(row[0], start) == (name == "neti" or ("embedding" not in TRAINS[name] and name != "vico"))
@@ -250,6 +255,39 @@ def test_text_of_a_method_without_category_is_scored_with_it(trained: dict[str, 
 
 
 # --- DreamBooth -------------------------------------------------------------------------------------------------------
+
+
+def test_the_rare_token_tells_the_unet_something_that_no_caption_taught_it(components: Components) -> None:
+    """One piece of the vocabulary, as visible beside a noun as a colour; "the" shows what is not."""
+    (encoder,) = components.text_encoders
+    assert len(encoder.tokenizer(TINY.rare_token, add_special_tokens=False).input_ids) == 1
+    assert TINY.rare_token not in {word for phrase in vocabulary() for word in phrase.split()}
+    config = components.unet.config
+    size = (2, config.in_channels, config.sample_size, config.sample_size)
+    noisy, times = torch.randn(size, generator=torch.Generator().manual_seed(0)), torch.tensor([900, 700])
+
+    def change(word: str, noun: str) -> float:
+        with torch.no_grad():
+            texts = (f"a photo of a {word} {noun}", f"a photo of a {noun}")
+            encode = FAMILIES[components.family].encode
+            told, plain = (components.unet(noisy, times, **encode(components, [text] * 2)).sample for text in texts)
+        return float((told - plain).norm() / plain.norm())
+
+    for noun in ("clock", "frog", "pig"):
+        assert change(TINY.rare_token, noun) > change("red", noun) > 5 * change("the", noun)
+
+
+def test_class_pictures_are_seen_as_they_are(components: Components, accelerator: Accelerator, tmp_path: Path) -> None:
+    """Neither turned nor mirrored, whatever happens to the concept's."""
+    project = new_project(tmp_path / "p")
+    chosen = options("attndreambooth-with-prior", "train.augmentation=published", "train.prior_pictures=1")
+    plan = prepare(project, chosen).plan
+    folder = RunFolder(open_project(project)[0], "001")
+    source = prior_of(folder, plan, resolve("tiny"), components, accelerator, ignore, lambda: 0, 0)
+    (picture,) = source.pictures
+    for seed in range(8):
+        seen = source.augment(picture, plan.resolution, torch.Generator().manual_seed(seed))
+        assert seen.tobytes() == picture.tobytes()
 
 
 def test_the_prior_term_is_the_class_pictures_loss(components: Components, accelerator: Accelerator) -> None:
@@ -380,8 +418,8 @@ def test_the_plan_says_where_a_methods_settings_are_from(tmp_path: Path) -> None
     settings = settings_of(plan)
     assert settings["train.augmentation"] == ("cropped", "method dreambooth")  # before the base model's
     assert settings["train.unet.prior_weight"] == (1.0, "method dreambooth")
-    assert (plan.initial, plan.prompts) == ("sks", ("a photo of {}",))
-    assert json.loads(json.dumps(plan.identity))["initial"] == "sks"
+    assert (plan.initial, plan.prompts) == (TINY.rare_token, ("a photo of a {}",))
+    assert json.loads(json.dumps(plan.identity))["initial"] == TINY.rare_token
 
 
 # --- NeTI -------------------------------------------------------------------------------------------------------------
@@ -617,6 +655,15 @@ def test_vicos_regularisation_is_the_gap_of_the_two_maps(shown: Components) -> N
             by_hand += 5e-4 * float(gap.square().mean())
     assert found == pytest.approx(by_hand, rel=1e-4)
     assert found > 0
+
+
+def test_both_halves_of_guidance_look_where_the_prompts_token_stands(shown: Components) -> None:
+    texts = ["a photo of a <it>", "a <it> in the snow"]
+    prompting = shown.prompting
+    prompting.tell(shown, texts)
+    alone = prompting.positions
+    prompting.tell(shown, ["", "", *texts], guided=True)
+    assert torch.equal(prompting.positions, torch.cat([alone, alone]))
 
 
 def test_the_embedding_beside_the_new_layers_has_its_own_rate(components: Components, accelerator: Accelerator) -> None:

@@ -24,8 +24,8 @@ from attnbooth_cli.engine.tokens import (
     substituted_rows,
 )
 
-CLASS_PROMPT = "a photo of {}"
-"""What the class's pictures are called (huggingface/diffusers, examples/dreambooth/README.md: "a photo of dog")."""
+CLASS_PROMPT = "a photo of a {}"
+"""What the class's pictures are called: the training prompt without [V] (DreamBooth, section 3.2: "a [class noun]")."""
 
 
 @dataclass(frozen=True)

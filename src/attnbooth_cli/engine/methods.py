@@ -180,7 +180,7 @@ DREAMBOOTH = Method(
     name="dreambooth",
     stages=_stages(unet={"steps": 800, "learning_rate": 5e-6, "batch_size": 1, "prior_weight": 1.0}),
     presets={},
-    prompts=("a photo of {}",),
+    prompts=ATTNDREAMBOOTH.prompts,
     optimizer=AdamW(max_gradient_norm=1.0),
     source="DreamBooth (Ruiz et al., CVPR 2023); huggingface/diffusers, examples/dreambooth/README.md, 'Training with "
     "prior-preservation loss', and train_dreambooth.py: max_grad_norm 1.0",
@@ -202,7 +202,7 @@ LORA = Method(
     name="lora",
     stages=_stages(unet={"steps": 500, "learning_rate": 1e-4, "batch_size": 1, "adapter": "lora"}),
     presets={},
-    prompts=("a photo of {}",),
+    prompts=ATTNDREAMBOOTH.prompts,
     optimizer=AdamW(max_gradient_norm=1.0),
     source="LoRA (Hu et al., ICLR 2022) for DreamBooth; huggingface/diffusers, examples/dreambooth/README.md, "
     "'Training with Low-Rank Adaptation', and train_dreambooth_lora.py: rank 4, q, k, v and output of every attention",
@@ -214,7 +214,7 @@ OFT = Method(
     name="oft",
     stages=_stages(unet={"steps": 2005, "learning_rate": 6e-5, "batch_size": 1, "prior_weight": 1.0, "adapter": "oft"}),
     presets={},
-    prompts=("a photo of {}",),
+    prompts=ATTNDREAMBOOTH.prompts,
     optimizer=AdamW(max_gradient_norm=1.0),
     source="OFT (Qiu et al., NeurIPS 2023); Zeju1997/oft, oft-db/train_dreambooth_oft.sh: r 4, learning rate "
     "6e-5, 2005 steps, prior weight 1, 200 class pictures; without its bound on the rotations (--coft)",

@@ -115,7 +115,7 @@ class LayerwisePrompt:
         (encoder,) = components.text_encoders
         return layerwise(self, encoder.tokenizer, encoder.model, components.unet)
 
-    def tell(self, components: Any, texts: Sequence[str]) -> None:
+    def tell(self, components: Any, texts: Sequence[str], *, guided: bool = False) -> None:
         """See `Prompting`."""
         self.texts, self.kept = texts, None
         self.module.to(components.device)

@@ -35,8 +35,12 @@ class Prompting(Protocol):
     def at_work(self, components: Any) -> AbstractContextManager[None]:
         """Acts on the U-Net's calls during the block."""
 
-    def tell(self, components: Any, texts: Sequence[str]) -> None:
-        """Sets the prompts of the next calls' samples, [V] spelt out, for pictures."""
+    def tell(self, components: Any, texts: Sequence[str], *, guided: bool = False) -> None:
+        """Sets the prompts of the next calls' samples, [V] spelt out, for pictures.
+
+        Args:
+            guided: The first half of the texts are what guidance leads away from, in the same order as the second.
+        """
 
     def draw(self, source: LatentSource, stage: str, step: int, indices: Sequence[int], batch_size: int) -> None:
         """After `tell`: what is random about the samples of a training step."""

@@ -156,7 +156,8 @@ def _told(components: Components, batch: Sequence[Request], settings: SamplingSe
         yield
         return
     guided = settings.guidance > 1  # else diffusers leaves the unconditional half out
-    prompting.tell(components, [settings.negative] * (len(batch) * guided) + [request.prompt for request in batch])
+    away = [settings.negative] * (len(batch) * guided)
+    prompting.tell(components, [*away, *(request.prompt for request in batch)], guided=guided)
     with prompting.at_work(components):
         yield
 

@@ -75,18 +75,23 @@ def prior_of(
         with accelerator.autocast():
             fill(shelf, requests, lambda: components, made, at_once or BATCH_SIZE)
     accelerator.wait_for_everyone()
-    return source_of([shelf.path(request) for request in requests], plan, components)
+    return source_of([shelf.path(request) for request in requests], plan, components, augmentation="cropped")
 
 
-def source_of(paths: list[Path], plan: Plan, components: Components) -> LatentSource:
-    """Latents of pictures, augmented as the plan has it; a pool has every picture at least once."""
+def source_of(paths: list[Path], plan: Plan, components: Components, augmentation: str | None = None) -> LatentSource:
+    """Latents of pictures, augmented as the plan has it; a pool has every picture at least once.
+
+    Args:
+        augmentation: In place of the plan's. Class pictures are seen as they are ("cropped" leaves a square one alone):
+            turned ones with black corners would teach the class another thing than what it was.
+    """
     return LatentSource(
         pictures=load_pictures(paths, plan.resolution),
         vae=components.vae,
         seed=plan.seed,
         resolution=plan.resolution,
         train_timesteps=components.noise_scheduler.config.num_train_timesteps,
-        augment=AUGMENTATIONS[plan.augmentation],
+        augment=AUGMENTATIONS[augmentation or plan.augmentation],
         pool=max(plan.augmentation_pool, len(paths)) if plan.augmentation_pool else 0,
         device=components.device,
         ahead=beside(components.device),

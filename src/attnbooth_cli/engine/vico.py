@@ -93,11 +93,12 @@ class ReferencePrompt:
         """See `Prompting`."""
         return beside(self, components.unet)
 
-    def tell(self, components: Any, texts: Sequence[str]) -> None:
-        """See `Prompting`."""
+    def tell(self, components: Any, texts: Sequence[str], *, guided: bool = False) -> None:
+        """See `Prompting`. Both halves of guidance look where the prompt's [V] stands (ddim.py, p_sample_ddim)."""
         (encoder,) = components.text_encoders
         self.module.to(components.unet.device, components.unet.dtype)
-        self.positions = positions(encoder, self.token_id, texts).to(components.unet.device)
+        prompts = list(texts[len(texts) // 2 :]) * 2 if guided else texts
+        self.positions = positions(encoder, self.token_id, prompts).to(components.unet.device)
         self.references = self.module.reference
 
     def draw(self, source: LatentSource, stage: str, step: int, indices: Sequence[int], batch_size: int) -> None:

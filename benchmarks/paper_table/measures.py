@@ -1,0 +1,52 @@
+"""What the page's tables tell of a training, by the names of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from attnbooth_cli.engine.methods import METHODS
+from benchmarks.paper_table.units import merit
+
+Found = Mapping[str, Any]
+"""One training's result."""
+Row = tuple[str, float]
+"""A method (and its variant) and the factor of its rates."""
+Results = Mapping[Row, Mapping[str, dict[str, Any]]]
+"""By row and concept."""
+
+SCENES = ("background", "environment")
+"""Groups of prompts that change nothing of the concept itself."""
+
+MEASURES: Mapping[str, Callable[[Found], float]] = {
+    "identity": lambda found: found["identity"],
+    "in scenes": lambda found: float(np.mean([found["groups"][name]["identity"] for name in SCENES])),
+    "text": lambda found: found["text"],
+    "merit": merit,
+    "complex: identity": lambda found: found["complex"]["identity"],
+    "complex: text": lambda found: found["complex"]["text"],
+    "drift": lambda found: found["drift"],
+    "drift: category": lambda found: found["drift of"]["category"],
+    "drift: others": lambda found: found["drift of"]["others"],
+    "copies": lambda found: found["copies"],
+    "samples": lambda found: found["samples"],
+    "CPU seconds": lambda found: found["seconds"],
+}
+SCORES = ("identity", "in scenes", "text", "merit")
+BEYOND = ("complex: identity", "complex: text", "drift: category", "drift: others", "copies")
+COSTS = ("samples", "CPU seconds")
+DIFFERENCES = (*SCORES, *BEYOND[:-1])
+SCHEDULES = ("identity", "text", "complex: identity", "complex: text", "drift", "copies")
+SECOND_OPINION = ("identity", "scene", "style", "colour")
+
+
+def family(row: str) -> str:
+    """Whose rates a row has: "attndreambooth-without-unet" and "attndreambooth fast" have attndreambooth's."""
+    return METHODS[row.partition(" ")[0]].family
+
+
+def by_concept(found: Results) -> list[dict[str, Any]]:
+    """One result of every concept, for what does not depend on the method."""
+    return list({concept: its for rows in found.values() for concept, its in rows.items()}.values())

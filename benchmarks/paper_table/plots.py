@@ -1,0 +1,128 @@
+"""The page's pictures: identity against text, what schedules cost, and a sheet of what the methods draw."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from attnbooth_cli.engine import scores
+from attnbooth_cli.engine.methods import METHODS
+from benchmarks.paper_table.measures import Results, by_concept, family
+from benchmarks.paper_table.page import by_variant
+from benchmarks.paper_table.run import PROMPTS, asked_for
+from benchmarks.paper_table.units import PUBLISHED, SHOWN, Unit, concepts, strip_of
+
+SPAN = 0.1
+"""Of a cosine's axis at the least, so that differences of thousandths look like what they are."""
+
+LEFT, TOP = 2.4, 0.4
+"""Inches of the sheet for the methods' names, and for what the prompts ask for."""
+
+
+def scatter(found: Results, best: Mapping[str, float]) -> bytes:
+    """Identity against text of every row with intervals over concepts, a PNG; squares are at the published rates."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure((10, 6.5), layout="constrained")
+    axes = figure.add_subplot()
+    names = list(dict.fromkeys(label for label, _ in found))
+    for (label, factor), rows in found.items():
+        number = names.index(label)
+        values = [np.array([its[measure] for its in rows.values()]) for measure in ("text", "identity")]
+        (x, y), errors = (float(its.mean()) for its in values), [_around(its) for its in values]
+        chosen = factor == best[family(label)]
+        axes.errorbar(
+            x, y, xerr=errors[0], yerr=errors[1], fmt="o" if chosen else "s", color=colormaps["tab20"](number % 20),
+            markersize=7, elinewidth=0.7, fillstyle="full" if chosen else "none",
+            label=f"{number + 1} {label}" if chosen else None,
+        )  # fmt: skip
+        axes.annotate(str(number + 1), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    per_concept = by_concept(found)
+    for name, marker in (("truth", "*"), ("untuned", "X")):
+        x, y = (np.mean([its[name][measure] for its in per_concept]) for measure in ("text", "identity"))
+        label = {"truth": "the true pictures", "untuned": "the untuned model"}[name]
+        axes.plot(x, y, marker, color="black", markersize=10, label=label)
+    axes.set_xlabel("text")
+    axes.set_ylabel("identity")
+    axes.grid(alpha=0.2)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
+    """Identity and text against the samples seen, each schedule a point, a PNG."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    rows = by_variant(work, todo)
+    figure = Figure((10, 4.5), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, 2), ("identity", "text"), strict=True):
+        for name, its in rows.items():
+            x, y = its[0]["samples"], float(np.mean([found[measure] for found in its]))
+            number = list(rows).index(name) + 1
+            (dot,) = axes.plot(x, y, "o", markersize=5, color=colormaps["tab20"](number - 1))
+            dot.set_label(f"{number} {name}" if measure == "identity" else None)
+            axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(4, 3), fontsize=7)
+        low, high = axes.get_ylim()
+        middle, half = (low + high) / 2, max(high - low, SPAN) / 2
+        axes.set_ylim(middle - half, middle + half)
+        axes.set_xlabel("samples seen in training")
+        axes.set_ylabel(measure)
+        axes.grid(alpha=0.2)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def sheet(work: Path, best: Mapping[str, float]) -> bytes:
+    """The first picture of some prompts by each method at its best rates, the true ones above; never picked. A PNG."""
+    from matplotlib.figure import Figure
+
+    first = concepts("test")[0]
+    truth = Unit("attndreambooth", PUBLISHED, "test", first).truth
+    rows: dict[str, list[Image.Image]] = {
+        "true pictures": [Image.open(truth / f"{number + 1}.png").convert("RGB") for number in SHOWN]
+    }
+    for method in METHODS:
+        strip = strip_of(work, Unit(method, best.get(family(method), 0.0), "test", first))
+        if strip.exists():
+            picture: Image.Image = Image.open(strip)
+            side = picture.height
+            rows[method] = [picture.crop((k * side, 0, (k + 1) * side, side)) for k in range(len(SHOWN))]
+    figure = Figure((LEFT + 0.9 * len(SHOWN), TOP + 0.9 * len(rows)))
+    grid = figure.subplots(len(rows), len(SHOWN), squeeze=False)
+    for (name, pictures), cells in zip(rows.items(), grid, strict=True):
+        for picture, axes in zip(pictures, cells, strict=True):
+            axes.imshow(np.asarray(picture), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+        cells[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for number, axes in zip(SHOWN, grid[0], strict=True):
+        axes.set_title(_gist(PROMPTS[number]), fontsize=7)
+    left, top = LEFT / figure.get_figwidth(), 1 - TOP / figure.get_figheight()
+    figure.subplots_adjust(left=left, right=0.995, bottom=0.005, top=top, wspace=0.04, hspace=0.04)
+    return _png(figure)
+
+
+def _gist(prompt: str) -> str:
+    """What a prompt asks for, in a column's width."""
+    asked = asked_for(prompt)
+    style = None if asked["style"] == "photo" else asked["style"]
+    return ",\n".join(filter(None, (asked["colour"], style, asked["scene"])))
+
+
+def _around(values: np.ndarray) -> Any:
+    """The mean's 95 % interval as error bars are given, or None."""
+    interval = scores.bootstrap(values)
+    return None if interval is None else [[values.mean() - interval.low], [interval.high - values.mean()]]
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
