@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import Cli, Outcome
+from tests.conftest import SHORT, Cli, Outcome
 
 PROMPT = "a photo of a {} on the beach"
 
@@ -211,6 +211,9 @@ def test_textual_inversions_protocol(cli: Cli, trained: Path, prompts: Path) -> 
     assert (protocol["scheduler"], protocol["steps"], protocol["guidance"]) == ("ddim", 50, 5.0)
     assert protocol["judge"]["preprocessing"] == "textual-inversion"
     assert protocol["deviations"] == {"prompts": "own", "pictures_per_prompt": 1, "judge": "tiny"}
+    five = cli("eval", trained, *flags[:-3], "-n", 5, "--no-drift", "--json").document["overall"]["identity"]
+    assert (five["prompts"], five["over"]) == (1, "pictures")
+    assert five["low"] < five["mean"] < five["high"]
 
 
 def test_dreambooths_protocol(cli: Cli, trained: Path, prompts: Path) -> None:
@@ -259,9 +262,55 @@ def test_pictures_held_out_are_scored_beside(cli: Cli, trained: Path, prompts: P
     document = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift", "--json").document
     assert document["overall"]["held-out identity"]["mean"] == pytest.approx(document["identity"])
     next(iter(sorted(held_out.iterdir()))).unlink()
+    for path in held_out.iterdir():
+        Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+        path.unlink()
+    said = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift").err
+    assert "copy of a training picture" in said  # in another form, but the same picture
     again = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift", "--json").document
     assert again["overall"]["held-out identity"]["mean"] != pytest.approx(document["identity"], abs=1e-9)
     assert again["identity"] == document["identity"]
+
+
+def test_a_folder_for_pictures_held_out_may_be_empty(cli: Cli, trained: Path, prompts: Path) -> None:
+    (trained / "held-out").mkdir()
+    document = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift", "--json").document
+    assert "held-out identity" not in document["overall"]
+
+
+def test_pictures_of_another_base_model_are_not_taken_for_these(
+    cli: Cli, trained: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Its noise schedule alone differs: the weights are the same."""
+    import shutil
+
+    from attnbooth_cli.engine.base_models import bundled_folder
+
+    shared, model = tmp_path / "untuned", Path(shutil.copytree(bundled_folder(), tmp_path / "model"))
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--baseline", "--clip", "tiny", "--untuned-pictures", shared)
+    other = tmp_path / "other"
+    assert cli("init", other, "--images", trained / "images", "--category", "mushroom", "--model", model).code == 0
+    assert cli("train", other, *SHORT, "-q").code == 0
+    made = []
+    for end in (0.012, 0.02):
+        scheduler = model / "scheduler" / "scheduler_config.json"
+        scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "beta_end": end}))
+        made.append(cli("eval", other, *flags, "--json").document["made"])
+    assert made == [4, 4]
+
+
+def test_words_that_the_base_model_does_not_know_are_named(cli: Cli, trained: Path, prompts: Path) -> None:
+    prompts.write_text("a photo of a {} on a cobblestone street\n")
+    assert "'cobblestone'" in cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift").err
+
+
+def test_pictures_that_are_all_black_are_counted(
+    cli: Cli, trained: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnbooth_cli.engine import evaluation
+
+    monkeypatch.setattr(evaluation, "is_black", lambda picture: True)
+    assert "2 of the pictures are all black" in cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift").err
 
 
 @pytest.fixture
@@ -488,6 +537,16 @@ def test_nothing_passes_a_gate_by_being_no_number() -> None:
             gates.check(nan, nan, nan)
 
 
+def test_a_snapshot_meets_no_gate() -> None:
+    """What there is no concept of must not pass for one."""
+    from attnbooth_cli.engine.gates import Gates
+    from attnbooth_cli.errors import GateError
+
+    Gates().check(0.5, 0.5, 0.5, of_concept=False)
+    with pytest.raises(GateError, match="no concept/"):
+        Gates(min_identity=0.1).check(0.5, 0.5, 0.5, of_concept=False)
+
+
 def test_a_judge_is_known_by_all_its_weights(cli: Cli, trained: Path, prompts: Path, tmp_path: Path) -> None:
     """The same weights elsewhere are the same judge; another text tower is another one."""
     import shutil
@@ -508,14 +567,20 @@ def test_a_judge_is_known_by_all_its_weights(cli: Cli, trained: Path, prompts: P
     "text",
     [
         '{"schema": 2, "per_prompt": []}',
-        '{"schema": 2, "per_prompt": 3}',
-        '{"schema": 2, "identity": NaN, "text": 0.1, "per_prompt": []}',
+        '{"schema": 3, "per_prompt": []}',
+        '{"schema": 3, "per_prompt": 3}',
+        '{"schema": 3, "identity": NaN, "text": 0.1, "per_prompt": []}',
+        '{"schema": 3, "identity": "0.5", "text": 0.1, WHOLE, "protocol": {"judge": {}}}',
+        '{"schema": 3, "identity": 0.5, "text": 0.1, WHOLE, "protocol": {"judge": null}}',
+        '{"schema": 3, "identity": 0.5, "text": 0.1, WHOLE, "protocol": {}}',
         "[]",
     ],
 )
 def test_reports_that_are_none(cli: Cli, trained: Path, tmp_path: Path, text: str) -> None:
+    row = '{"prompt": "a {}", "counts_for": ["identity", "text"], "identity": 0.5, "text": 0.1, "pictures": []}'
+    whole = f'"per_prompt": [{row}], "overall": {{}}, "references": {{"sha256": [], "category": "cat"}}'
     file = tmp_path / "report.json"
-    file.write_text(text)
+    file.write_text(text.replace("WHOLE", whole))
     refused = cli("eval", trained, "--against", file)
     assert refused.code == 2
     assert "not a report" in refused.err

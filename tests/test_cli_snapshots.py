@@ -159,6 +159,9 @@ def test_snapshots_of_a_run_that_diverged(cli: Cli, project: Path, tmp_path: Pat
     done = cli("eval", project, "--prompts", prompts, "-n", 1, "--no-drift", "--checkpoints", "--json")
     assert done.code == 0
     assert done.document["over_training"]["current"] is None
+    gated = cli("eval", project, "--prompts", prompts, "-n", 1, "--no-drift", "--checkpoints", "--min-identity", -1)
+    assert gated.code == 3
+    assert "no concept/" in gated.err
     names = [row["name"] for row in done.document["over_training"]["moments"]]
     assert names == ["embedding-000002", "attention-000004"]
     taken = cli("take", project, "attention-4")

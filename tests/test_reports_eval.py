@@ -151,8 +151,8 @@ def test_why_there_is_no_comparison_is_on_the_page(cli: Cli, trained: Path, prom
 
 def report_of(prompts: int, n: int, size: int, picture: str, **changes: Any) -> dict[str, Any]:
     """A report as evaluation writes it, every picture the same file."""
-    summary = {"mean": 0.5, "low": 0.4, "high": 0.6, "prompts": prompts}
-    its = {"identity": 0.5, "text": 0.25, "nearest": "one.png", "nearest_cosine": 0.9, "copy": False}
+    summary = {"mean": 0.5, "low": 0.4, "high": 0.6, "prompts": prompts, "over": "prompts"}
+    its = {"identity": 0.5, "text": 0.25, "nearest": "one.png", "nearest_cosine": 0.9, "copy": False, "copy_of": None}
     rows = [
         {
             "group": "all", "prompt": f"a {{}} number {place}", "scored_as": f"a cat number {place}",
@@ -206,9 +206,9 @@ def test_of_very_many_pictures_the_first_of_each_prompt_are_shown(project: Path,
 def test_copies_are_marked_and_no_command_is_promised_for_what_is_not_the_concept(project: Path) -> None:
     picture = sorted((project / "images").iterdir())[0]
     picture.rename(picture.with_name("one.png"))
-    report = report_of(2, 1, 64, "images/one.png", copy=True)
+    report = report_of(2, 1, 64, "images/one.png", copy=True, copy_of="one.png")
     text = write_eval_page(project, project, report).read_text(encoding="utf-8")
-    assert text.count('<span class="copied">a copy</span>') == 2
+    assert text.count('<span class="copied">a copy of one.png</span>') == 2
     assert "attnbooth generate" in text
     over_training = {"current": None, "moments": []}
     text = write_eval_page(project, project, report, over_training=over_training).read_text(encoding="utf-8")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attnbooth_cli.engine.preprocessing import CLIP_MEAN, CLIP_STD, textual_inversion_pixels
@@ -54,3 +56,20 @@ def test_a_flat_picture_stays_flat_and_is_normalised() -> None:
     for channel, value in enumerate((1.0, 0.0, 0.2)):
         expected = (value - CLIP_MEAN[channel]) / CLIP_STD[channel]
         np.testing.assert_allclose(result[channel].numpy(), expected, atol=1e-5)
+
+
+def test_training_pictures_reach_the_judge_as_its_dataset_gives_them(tmp_path: Path) -> None:
+    """Stretched to 256 x 256 by Pillow, bicubic, before anything else; generated ones are left alone."""
+    from attnbooth_cli.engine.base_models import bundled_folder
+    from attnbooth_cli.engine.feature_cache import features
+    from attnbooth_cli.engine.judges import load_clip
+
+    values = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(values).save(path)
+    judge = load_clip("tiny", bundled_folder(), torch.device("cpu"), "textual-inversion")
+    small = Image.fromarray(values).resize((256, 256), Image.Resampling.BICUBIC)
+    for training, expected in ((True, small), (False, Image.fromarray(values))):
+        for _ in range(2):  # computed, and as it was kept
+            found = features(tmp_path / "kept", judge, [path], training=training)
+            torch.testing.assert_close(found, judge.features([expected]))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from attnbooth_cli.engine import scores
+from attnbooth_cli.engine.alterations import SAME_LAYOUT, layout, layouts_of_copies
 
 
 def features(*shape: int, seed: int = 0) -> np.ndarray:
@@ -57,12 +60,38 @@ def test_known_answers() -> None:
 def test_a_copy_is_as_near_a_reference_as_alterations_of_it_are() -> None:
     references = features(4)
     near, far = (unit(references + spread * features(4, seed=9)) for spread in (0.2, 0.6))
-    found = scores.copies(references, np.stack([far, near]), np.concatenate([references[2:3], near, -references]))
-    assert found.tolist() == [True] * 5 + [False] * 4
-    assert not scores.copies(references, near[None], far).any()
+    alike = np.ones((9, 4), bool)
+    found = scores.copies(
+        references, np.stack([far, near]), np.concatenate([references[2:3], near, -references]), alike
+    )
+    assert found.tolist() == [2, 0, 1, 2, 3] + [-1] * 4
+    assert (scores.copies(references, near[None], far, alike[:4]) == -1).all()
     swapped = near.copy()
     swapped[:2] = far[:2]  # each reference has a threshold of its own
-    assert scores.copies(references, swapped[None], far).tolist() == [True, True, False, False]
+    assert scores.copies(references, swapped[None], far, alike[:4]).tolist() == [0, 1, -1, -1]
+    alike[1] = False  # another scene
+    assert scores.copies(references, near[None], references, alike[:4]).tolist() == [0, -1, 2, 3]
+
+
+def test_copies_are_laid_out_as_their_picture_and_true_pictures_are_not() -> None:
+    """Of three test concepts: training pictures mirrored or closer, and each other; true pictures of prompts."""
+    for concept in ("backpack", "cat", "teapot"):
+        folder = Path(__file__).parents[2] / "benchmarks" / "concepts" / "test" / concept
+        training, true = (
+            [Image.open(path).convert("RGB") for path in sorted((folder / name).iterdir())]
+            for name in ("images", "truth")
+        )
+        of_copies = [layouts_of_copies(picture) for picture in training]
+
+        def alike(picture: Image.Image, among: list[np.ndarray] = of_copies) -> list[bool]:
+            return [float((its @ layout(picture)).max()) >= SAME_LAYOUT for its in among]
+
+        for number, picture in enumerate(training):
+            width, height = picture.size
+            closer = picture.resize(picture.size, box=(0.06 * width, 0.06 * height, 0.94 * width, 0.94 * height))
+            for copied in (picture, ImageOps.mirror(picture), closer):
+                assert alike(copied) == [number == other for other in range(len(training))]
+        assert not any(any(alike(picture)) for picture in true)
 
 
 def test_intervals_hold_the_mean_and_shrink_with_the_spread() -> None:

@@ -74,6 +74,8 @@ def comparison_lines(table: tuple[Row, ...]) -> Iterator[str]:
         cells = [f"{row.values[name]:8.4f} {_change(row.differences.get(name)):>26}" for name in ("identity", "text")]
         yield f"  {row.name}"
         yield f"    {' '.join(cells)}".rstrip()
+        for measure, why in row.withheld.items():
+            yield from folded(f"{measure} has no difference: {why}", "    ", "      ")
     if any(difference.clear for row in table for difference in row.differences.values()):
         yield "  * the 95 % interval leaves out zero"
 

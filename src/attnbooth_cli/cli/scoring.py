@@ -76,18 +76,19 @@ def run_scoring(
             )
             results[-1]["page"] = str(page)
             console.result(printable(f"  {page}"))
-        gates.check(found.identity, found.text, found.drift)
+        there = over_training is None or over_training.report["current"] is not None
+        gates.check(found.identity, found.text, found.drift, of_concept=there)
 
     code = each_project(console, projects, one, in_one_document(console, results, len(projects)))
     table, why_not = side_by_side(reports)
     for line in comparison_lines(table):
         console.result(printable(line))
     if why_not:
-        console.warning(f"no comparison: {why_not}")
+        console.warning(f"{'left out of the comparison' if table else 'no comparison'}: {why_not}")
     rows = [dataclasses.asdict(row) for row in table]
     extra: dict[str, Any] = {"comparison": rows} if rows else {}
     if why_not:
-        extra = {"comparison": None, "not_compared": why_not}
+        extra = {"comparison": rows or None, "not_compared": why_not}
     first = next((root for root in projects if str(root) in reports), None)
     if report and first and len(projects) > 1 and (rows or why_not):
         extra["comparison_page"] = str(write_comparison_page(Project(first).evaluation, rows, why_not))

@@ -1,21 +1,47 @@
-"""Slight alterations of a picture, after which it is still a copy: they set how near a copy must be.
+"""What is still a copy of a picture: how near it must be for a judge, and that it is laid out alike.
 
-Our choice: what a viewer would call the same picture, mirrored, a little closer or a little soft.
+Our choice: what a viewer would call the same picture, mirrored, a little closer or a little soft. A judge alone cannot
+tell: to it the same thing in another scene is nearer than the same picture a little closer. So a copy must also have
+light and colour where the picture has them, which another picture of the thing has not (docs/evaluation.md, "Copies").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 CLOSER = 0.85
 """Share of each side that is left of a picture seen a little closer."""
 
 
-def _closer(picture: Image.Image) -> Image.Image:
+GRID = 16
+"""Cells a side in which a picture's layout is described."""
+SAME_LAYOUT = 0.95
+"""Correlation of two layouts from which they are one."""
+SCALES = (1.0, 0.95, 0.9, 0.85, 0.8)
+"""How close a copy is looked for, as shares of each side."""
+
+
+def layout(picture: Image.Image) -> NDArray[np.float64]:
+    """Where a picture has light and colour: a unit vector [3 GRID^2] whose channels have mean zero."""
+    cells = np.asarray(picture.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), np.float64).reshape(-1, 3)
+    centred = (cells - cells.mean(0)).ravel()
+    found: NDArray[np.float64] = centred / max(float(np.linalg.norm(centred)), 1e-9)
+    return found
+
+
+def layouts_of_copies(picture: Image.Image) -> NDArray[np.float64]:
+    """The layouts that copies of a picture may have, [2 SCALES, 3 GRID^2]: closer and closer, and mirrored."""
+    closer = [_closer(picture, share) for share in SCALES]
+    return np.stack([layout(its) for its in (*closer, *map(ImageOps.mirror, closer))])
+
+
+def _closer(picture: Image.Image, share: float = CLOSER) -> Image.Image:
     width, height = picture.size
-    left, top = round(width * (1 - CLOSER) / 2), round(height * (1 - CLOSER) / 2)
+    left, top = round(width * (1 - share) / 2), round(height * (1 - share) / 2)
     box = (left, top, width - left, height - top)
     return picture.resize(picture.size, Image.Resampling.BILINEAR, box)
 

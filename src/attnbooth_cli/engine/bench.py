@@ -20,7 +20,7 @@ from attnbooth_cli.engine.scorecard import Wordings, wordings
 from attnbooth_cli.engine.scores import Array
 from attnbooth_cli.engine.sitting import Sitting, open_sitting
 from attnbooth_cli.events import Emit, Warned
-from attnbooth_cli.project import durable, pictures
+from attnbooth_cli.project import pictures
 from attnbooth_cli.project.project import Project
 
 
@@ -45,9 +45,14 @@ class Bench:
         """Whose concept is scored."""
         return self.sitting.project
 
-    def features(self, judge: PictureJudge, paths: Sequence[Path], alteration: str | None = None) -> Array:
-        """[n, d]"""
-        return as_array(features(self.project.evaluation / "features", judge, paths, alteration))
+    def features(self, judge: PictureJudge, paths: Sequence[Path]) -> Array:
+        """Of generated pictures, [n, d]."""
+        return as_array(features(self.project.evaluation / "features", judge, paths))
+
+    def training_features(self, judge: PictureJudge, paths: Sequence[Path], alteration: str | None = None) -> Array:
+        """Of pictures of the concept, [n, d]."""
+        folder = self.project.evaluation / "features"
+        return as_array(features(folder, judge, paths, alteration, training=True))
 
 
 def open_bench(
@@ -72,8 +77,9 @@ def open_bench(
         emit(Warned(text))
 
     references = sitting.training_pictures()
-    kept_out = tuple(picture.path for picture in pictures.survey([held_out]).pictures) if held_out.is_dir() else ()
-    if {durable.sha256(path) for path in references} & {durable.sha256(path) for path in kept_out}:
+    there = held_out.is_dir() and any(not path.name.startswith(".") for path in held_out.iterdir())
+    kept_out = tuple(picture.path for picture in pictures.survey([held_out]).pictures) if there else ()
+    if {_shown(path) for path in references} & {_shown(path) for path in kept_out}:
         say(f"{held_out} has a copy of a training picture: its score is not held out")
     folder = resolve_judge(question.judge, download=True, say=say)
     dino = None
@@ -87,6 +93,12 @@ def open_bench(
         load_clip(question.judge, folder, device, question.protocol.preprocessing),
         dino,
     )
+
+
+def _shown(path: Path) -> bytes:
+    """What a picture file shows, whatever its form."""
+    picture = pictures.load(path)
+    return repr(picture.size).encode() + picture.tobytes()
 
 
 def as_array(tensor: torch.Tensor) -> Array:

@@ -15,22 +15,23 @@ from typing import Any
 import numpy as np
 
 from attnbooth_cli.engine import concept, scores, snapshots
-from attnbooth_cli.engine.alterations import ALTERATIONS
+from attnbooth_cli.engine.alterations import ALTERATIONS, SAME_LAYOUT, layout, layouts_of_copies
 from attnbooth_cli.engine.bench import Bench, as_array, open_bench
 from attnbooth_cli.engine.concept import Card
 from attnbooth_cli.engine.families import ComponentPool
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.prompts import DRIFT
 from attnbooth_cli.engine.question import EvalOptions
+from attnbooth_cli.engine.sampling import is_black
 from attnbooth_cli.engine.scorecard import Features, clip_scores, picture_table, protocol_record, summary
 from attnbooth_cli.errors import InputError
-from attnbooth_cli.events import Emit, ignore
-from attnbooth_cli.project import durable
+from attnbooth_cli.events import Emit, Warned, ignore
+from attnbooth_cli.project import durable, pictures
 from attnbooth_cli.project.project import Project
 from attnbooth_cli.project.shell import command
 from attnbooth_cli.reports.curves import over_training
 
-SCHEMA = 2
+SCHEMA = 3
 REPORT = "scores.json"
 TABLE = "scores.csv"
 
@@ -106,6 +107,8 @@ def evaluate_over_training(
 
     bench = open_bench(root, options, emit, newest_card, ComponentPool(keep=True))
     last = snapshots.current(bench.sitting.card)
+    if present := snapshots.present(bench.project):
+        concept.verify(present, f"restore it from a copy, or make it again: {command('resume', bench.project.root)}")
     reports = {moment.name: _score(bench, moment.card, moment.stage) for moment in found}
     shared, row = (
         ("schema", "protocol", "run", "smoke", "base", "references"),
@@ -114,7 +117,7 @@ def evaluate_over_training(
     rows = [{"name": name, **{key: found[key] for key in row}} for name, found in reports.items()]
     report = {
         **{key: reports[last][key] for key in shared},
-        "current": last if snapshots.present(bench.project) else None,
+        "current": last if present else None,
         "moments": rows,
         "made": sum(found["made"] for found in reports.values()),
     }
@@ -137,15 +140,14 @@ def read_report(path: Path) -> dict[str, Any]:
             remedy = f"give the file it names: {report.get('report')}"
         if report["schema"] != SCHEMA:
             raise ValueError(f"schema {report['schema']}")
-        rows = [(row["prompt"], float(row["identity"]), float(row["text"])) for row in report["per_prompt"]]
-        scored = {name for row in report["per_prompt"] for name in row["counts_for"]}
-        if (
-            not rows
-            or scored != {"identity", "text"}
-            or not all(isinstance(report[key], dict) for key in ("protocol", "overall"))
-        ):
+        rows = report["per_prompt"]
+        scored = {name for row in rows for name in row["counts_for"]}
+        tables = (report["protocol"], report["protocol"]["judge"], report["references"], report["overall"])
+        if not rows or scored != {"identity", "text"} or not all(isinstance(its, dict) for its in tables):
             raise ValueError("it has no scores")
-        float(report["identity"]), float(report["text"])
+        if not all(isinstance(its[name], float | int) for its in (report, *rows) for name in ("identity", "text")):
+            raise ValueError("a score is no number")
+        [row["prompt"] for row in rows], report["references"]["sha256"], report["references"]["category"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a report of this version ({error})", remedy) from None
     return dict(report)
@@ -176,19 +178,30 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
         "smoke": card.smoke,
         "base": card.document["base"],
         "device": str(sitting.device),
+        "made_with": sitting.how,
         "pictures": [path.relative_to(bench.project.root).as_posix() for its in own for path in its],
         "made": made + made_untuned,
     }
-    report["references"]["pictures"] = [path.relative_to(bench.project.root).as_posix() for path in bench.references]
+    report["references"] |= {
+        "pictures": [path.relative_to(bench.project.root).as_posix() for path in bench.references],
+        "sha256": sorted(map(durable.sha256, bench.references)),
+        "category": card.placeholder.category,
+    }
+    if black := sum(is_black(pictures.load(path)) for its in paths for path in its):
+        sitting.emit(Warned(f"{black} of the pictures are all black; --device cpu computes in float32"))
     for name, judge, references in (
         ("held-out identity", bench.clip, bench.held_out),
         ("dino identity", bench.dino, bench.references),
     ):
         if judge and references:
-            its = bench.features(judge, references)
+            its = bench.training_features(judge, references)
             values = np.stack([scores.identity(its, bench.features(judge, row)) for row in own])
             counted = [prompt in question.identity_prompts for prompt in question.prompts]
-            report["overall"][name] = {**(summary(values[counted]) or {}), "judge": judge.identity}
+            report["overall"][name] = {
+                **(summary(values[counted]) or {}),
+                "judge": judge.identity,
+                "sha256": sorted(map(durable.sha256, references)),
+            }
     if moved:
         pairs = zip(untuned[len(plain) :], moved, strict=True)
         values = np.stack([scores.drift(*(bench.features(bench.clip, row) for row in pair)) for pair in pairs])
@@ -207,10 +220,13 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
 def _clip_scores(bench: Bench, paths: Sequence[Sequence[Path]]) -> dict[str, Any]:
     """`paths` prompt by prompt."""
     judge, texts = bench.clip, bench.texts
+    layouts = np.stack([layout(pictures.load(path)) for row in paths for path in row])  # [pn, d]
+    of_copies = np.stack([layouts_of_copies(pictures.load(path)) for path in bench.references])  # [r, a, d]
     found = Features(
-        bench.features(judge, bench.references),
-        np.stack([bench.features(judge, bench.references, alteration) for alteration in ALTERATIONS]),
+        bench.training_features(judge, bench.references),
+        np.stack([bench.training_features(judge, bench.references, alteration) for alteration in ALTERATIONS]),
         np.stack([bench.features(judge, row) for row in paths]),
+        np.einsum("kd,rad->kra", layouts, of_copies).max(2) >= SAME_LAYOUT,
         as_array(judge.texts(texts.full)),
         as_array(judge.texts([rest or "" for rest in texts.rest])),
     )

@@ -1,6 +1,6 @@
 """A judge's features of picture files, kept beside them, so that scoring again computes nothing.
 
-eval/features/<judge>.safetensors      {SHA-256 of a picture file, and the alteration if it was altered: [d]}
+eval/features/<judge>.safetensors      {SHA-256 of a picture file, and what was done to it before: [d]}
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from attnbooth_cli.errors import BoothError, DamagedError
 from attnbooth_cli.project import durable, pictures
 
 
-def features(folder: Path, judge: PictureJudge, paths: Sequence[Path], alteration: str | None = None) -> Tensor:
+def features(
+    folder: Path, judge: PictureJudge, paths: Sequence[Path], alteration: str | None = None, *, training: bool = False
+) -> Tensor:
     """The judge's features of picture files, [n, d] float32; those not known yet are computed and kept.
 
     Args:
         alteration: One of `ALTERATIONS`, applied to each picture.
+        training: They are pictures of the concept, not generated ones, see `PictureJudge`.
 
     A damaged cache is made anew: nothing in it is more than a saving of time.
 
@@ -34,15 +37,17 @@ def features(folder: Path, judge: PictureJudge, paths: Sequence[Path], alteratio
         ResourceError: the cache cannot be written.
     """
     altered = ALTERATIONS[alteration] if alteration else lambda picture: picture
+    prepared = judge.training if training else lambda picture: picture
+    done = "".join(f" {name}" for name in (alteration, "training" if training else None) if name)
     try:
-        keys = [durable.sha256(path) + (f" {alteration}" if alteration else "") for path in paths]
+        keys = [durable.sha256(path) + done for path in paths]
     except FileNotFoundError as error:
         raise DamagedError(f"{error.filename} vanished while it was evaluated", "run eval again") from None
     place = folder / f"{_name(judge)}.safetensors"
     known = _read(place, judge.width)
     missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
     if missing:
-        rows = judge.features([altered(pictures.load(path)) for path in missing.values()])
+        rows = judge.features([prepared(altered(pictures.load(path))) for path in missing.values()])
         if not torch.isfinite(rows).all():
             raise DamagedError(f"the judge {judge.identity['ref']} gives features that are not finite", None)
         known |= {key: row.clone() for key, row in zip(missing, rows, strict=True)}

@@ -28,12 +28,17 @@ class Gates:
         if self.max_drift is not None and not self.drift_is_measured:
             raise InputError("--max-drift needs the drift that --no-drift leaves out", "leave out one of them")
 
-    def check(self, identity: float, text: float, drift: float | None) -> None:
+    def check(self, identity: float, text: float, drift: float | None, *, of_concept: bool = True) -> None:
         """Compares scores with the bounds.
 
+        Args:
+            of_concept: Whether they are of `concept/`, and not of a snapshot where there is none.
+
         Raises:
-            GateError: one is not met; the message says by how much.
+            GateError: one is not met; the message says by how much. A snapshot meets none.
         """
+        if not of_concept and (self.min_identity, self.min_text, self.max_drift) != (None, None, None):
+            raise GateError("there is no concept/ to hold to the gates, only snapshots", "attnbooth take, or resume")
         missed = [
             f"{name} is {score:.4f}, {bound - score:.4g} below the gate of {bound:g}"
             for name, score, bound in (("identity", identity, self.min_identity), ("text", text, self.min_text))

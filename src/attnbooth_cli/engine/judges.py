@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from attnbooth_cli.engine import libraries  # noqa: F401
 from attnbooth_cli.engine.model_files import is_commit
-from attnbooth_cli.engine.preprocessing import textual_inversion_pixels
+from attnbooth_cli.engine.preprocessing import textual_inversion_pixels, textual_inversion_training
 from attnbooth_cli.engine.protocols import Preprocessing
 from attnbooth_cli.engine.weight_hashes import file_sha256
 from attnbooth_cli.engine.weights import read_tensors
@@ -26,6 +26,11 @@ from attnbooth_cli.errors import DamagedError
 from attnbooth_cli.project import durable
 
 BATCH_SIZE = 32
+
+
+def _as_it_is(picture: Image.Image) -> Image.Image:
+    return picture
+
 
 PictureFeatures = Callable[[Sequence[Image.Image]], Tensor]
 """RGB pictures to L2-normalised features, [n, d] float32 on the CPU."""
@@ -39,11 +44,13 @@ class PictureJudge:
         identity: What its features depend on: reference, commit or hash, and preprocessing. JSON.
         width: d, the length of a feature vector.
         features: Embeds pictures.
+        training: What is done to pictures of the concept before they are embedded, as they come in any size.
     """
 
     identity: dict[str, Any]
     width: int
     features: PictureFeatures
+    training: Callable[[Image.Image], Image.Image] = field(default=_as_it_is, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -103,11 +110,16 @@ def load_clip(ref: str, folder: Path, device: torch.device, preprocessing: Prepr
             list(sentences), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).to(device)
         pooled = model.text_model(input_ids=tokens.input_ids).pooler_output
-        return F.normalize(model.text_projection(pooled), dim=-1).cpu()
+        embedded: Tensor = F.normalize(model.text_projection(pooled), dim=-1).cpu()
+        if not torch.isfinite(embedded).all():
+            raise DamagedError(f"the judge {ref} gives features that are not finite", "name another with --clip")
+        return embedded
 
     how = processor.to_dict() if preprocessing == "judge" else preprocessing
     folders = [place, folder / "text_encoder"] if shared else [place]
-    return ClipJudge(_identity("clip", ref, folders, how), model.config.projection_dim, _in_batches(embed), texts)
+    identity = _identity("clip", ref, folders, how)
+    training = textual_inversion_training if preprocessing == "textual-inversion" else _as_it_is
+    return ClipJudge(identity, model.config.projection_dim, _in_batches(embed), texts, training=training)
 
 
 def load_dino(ref: str, folder: Path, device: torch.device) -> PictureJudge:

@@ -124,12 +124,6 @@ def weights_sha256(base: BaseModel) -> str:
     return digests[0] if len(digests) == 1 else durable.sha256_of_text("\n".join(digests))
 
 
-def all_weights_sha256(base: BaseModel) -> str:
-    """SHA-256 over every weight file of a base model: whether two copies of it make the same pictures."""
-    files = [base.path] if base.kind == "file" else sorted(base.path.glob("*/*.safetensors"))
-    return durable.sha256_of_text("\n".join(file_sha256(path) for path in files))
-
-
 def file_hashes(base: BaseModel) -> dict[str, str]:
     """SHA-256 of every file a base model is loaded from, by its path in the model: all that decides what is learned.
 

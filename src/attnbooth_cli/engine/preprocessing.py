@@ -2,6 +2,8 @@
 
 There, pictures are tensors in [-1, 1], and resizing acts on tensors, in torch's bicubic interpolation without
 antialiasing: strongly reduced pictures come out sharper, and scores differ from those of CLIP's own preprocessing.
+Training pictures are brought to a square of 256 pixels before, as its dataset does (scripts/evaluate_model.py,
+ldm/data/personalized.py); generated ones are taken as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +19,14 @@ from torch.nn import functional as F
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's training pictures (Radford et al. 2021, released code)."""
+
+
+TRAINING_SIDE = 256
+
+
+def textual_inversion_training(picture: Image.Image) -> Image.Image:
+    """A training picture as its dataset gives it to the judge: stretched to a square, bicubic and antialiased."""
+    return picture.convert("RGB").resize((TRAINING_SIDE, TRAINING_SIDE), Image.Resampling.BICUBIC)
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:

@@ -147,7 +147,7 @@ def without_concept(prompt: str, placeholder: Placeholder) -> str | None:
 
 
 _PHRASE = re.compile(
-    r"(?:\b(?:of|and) )?(?:\b(?:an?|the|my|one) ((?:(?!(?:an?|the|my|one|of|and)\b)[\w-]+ )*))?\{\}(?:'s)?",
+    r"(?:\b(?:of|and) )?(?:\b(?:an?|the|my|one|this|that) ((?:(?!(?:an?|the|my|one|of|and)\b)[\w-]+ )*))?\{\}(?:'s)?",
     re.IGNORECASE,
 )
 """The concept's whole noun phrase: "of a red {}"; its adjectives are the group."""

@@ -21,7 +21,8 @@ from attnbooth_cli.engine.tokens import Placeholder
 from attnbooth_cli.project.documents import csv_text
 
 Summary = dict[str, Any]
-"""`mean` over prompts, `low` and `high` of its interval (None for too few), and how many `prompts` it is over."""
+"""`mean`, `low` and `high` of its interval (None for too few), how many `prompts` it is over, and what was resampled
+(`over`): prompts, or the pictures of the only one."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Features:
         references: [r, d].
         altered: [a, r, d], slight alterations of the references.
         pictures: [p, n, d].
+        alike: [pn, r], which pictures are laid out as which references.
         full, rest: [p, d], of the prompts with the category's word, and without the concept.
     """
 
     references: Array
     altered: Array
     pictures: Array
+    alike: NDArray[np.bool_]
     full: Array
     rest: Array
 
@@ -69,9 +72,10 @@ def clip_scores(question: Question, texts: Wordings, features: Features, names: 
     text = scores.text(features.full, features.pictures)
     survival = scores.text(features.rest, features.pictures)
     survival[[left is None for left in texts.rest]] = np.nan
+    survival[[prompt not in question.text_prompts for prompt in prompts]] = np.nan
     diversity = scores.diversity(features.pictures)
     closest, which = scores.nearest(features.references, flat)
-    copied = scores.copies(features.references, features.altered, flat)
+    copied = scores.copies(features.references, features.altered, flat, features.alike)
     counts = {
         "identity": np.array([prompt in question.identity_prompts for prompt in prompts]),
         "text": np.array([prompt in question.text_prompts for prompt in prompts]),
@@ -96,7 +100,8 @@ def clip_scores(question: Question, texts: Wordings, features: Features, names: 
                     "text": float(text[i, k]),
                     "nearest": names[which[i * n + k]],
                     "nearest_cosine": float(closest[i * n + k]),
-                    "copy": bool(copied[i * n + k]),
+                    "copy": bool(copied[i * n + k] >= 0),
+                    "copy_of": names[copied[i * n + k]] if copied[i * n + k] >= 0 else None,
                 }
                 for k, seed in enumerate(question.seeds)
             ],
@@ -114,7 +119,7 @@ def clip_scores(question: Question, texts: Wordings, features: Features, names: 
         "identity": float(values["identity"].mean()),
         "text": float(values["text"].mean()),
         "overall": {name: summary(its) for name, its in values.items()}
-        | {"copies": {"count": int(copied.sum()), "of": len(flat)}},
+        | {"copies": {"count": int((copied >= 0).sum()), "of": len(flat)}},
         "references": {"count": len(names), "identity": float(among.mean()) if len(among) else None},
         "groups": {
             group: {
@@ -154,14 +159,16 @@ def protocol_record(question: Question, judge: Mapping[str, Any], references: in
 
 
 def summary(values: Array) -> Summary | None:
-    """Mean and interval over prompts of values [p, n]; prompts that have none are left out."""
-    means = values.reshape(len(values), -1).mean(1) if values.size else np.empty(0)
-    means = means[~np.isnan(means)]
-    if not len(means):
+    """Mean and interval over prompts of values [p, n], or over the pictures of the only prompt; prompts that have none
+    are left out."""
+    rows = values.reshape(len(values), -1) if values.size else np.empty((0, 1))
+    rows = rows[~np.isnan(rows).any(1)]
+    if not len(rows):
         return None
-    interval = scores.bootstrap(means)
+    interval = scores.bootstrap(rows[0] if len(rows) == 1 else rows.mean(1))
     ends = {"low": interval.low, "high": interval.high} if interval else {"low": None, "high": None}
-    return {"mean": float(means.mean()), **ends, "prompts": len(means)}
+    over = "pictures" if len(rows) == 1 else "prompts"
+    return {"mean": float(rows.mean(1).mean()), **ends, "prompts": len(rows), "over": over}
 
 
 def _in_group(group_of: Sequence[str], group: str) -> NDArray[np.bool_]:

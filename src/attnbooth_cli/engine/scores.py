@@ -22,6 +22,8 @@ CONFIDENCE = 0.95
 MIN_PROMPTS = 5
 """Of fewer values, no resampling says how far their mean may be off (our choice)."""
 NORMAL = NormalDist()
+_AT_ONCE = 1_000_000
+"""Values drawn together, so that memory does not grow with the number of prompts."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,20 @@ def nearest(references: Array, pictures: Array) -> tuple[Array, NDArray[np.intp]
     return all_cosines.max(1), all_cosines.argmax(1)
 
 
-def copies(references: Array, altered: Array, pictures: Array) -> NDArray[np.bool_]:
-    """Which pictures [k, d] are as near a reference as slight alterations of that reference are: [k].
+def copies(references: Array, altered: Array, pictures: Array, alike: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Of which reference each picture [k, d] is a copy, -1 for none: [k].
+
+    A copy is as near the reference as slight alterations of it are, and laid out alike; of several the nearest counts.
 
     Args:
         references: [r, d].
         altered: [a, r, d], alterations after which a picture is still a copy.
+        alike: [k, r], whether a picture is laid out as a reference.
     """
     thresholds = np.einsum("rd,ard->ar", np.asarray(references, np.float64), np.asarray(altered, np.float64)).min(0)
-    found: NDArray[np.bool_] = (cosines(pictures, references) >= thresholds).any(1)
-    return found
+    near = cosines(pictures, references)
+    copied = np.where((near >= thresholds) & alike, near, -np.inf)
+    return np.where(np.isinf(copied).all(1), -1, copied.argmax(1))
 
 
 def drift(base: Array, tuned: Array) -> Array:
@@ -96,9 +102,14 @@ def bootstrap(values: Array, resamples: int = RESAMPLES, seed: int = 0) -> Inter
     count = len(values)
     if count < MIN_PROMPTS:
         return None
-    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _AT_ONCE // count)
+    means = [
+        values[generator.integers(0, count, (min(at_once, resamples - start), count))].mean(1)
+        for start in range(0, resamples, at_once)
+    ]
     tail = NORMAL.cdf(-np.sqrt(count / (count - 1)) * _student((1 + CONFIDENCE) / 2, count - 1))
-    low, high = np.quantile(values[drawn].mean(1), [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

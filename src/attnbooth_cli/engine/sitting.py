@@ -5,8 +5,10 @@ Shared by `eval`, which judges the pictures, and its study, which lets people do
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from attnbooth_cli.engine.families import ComponentPool, Components, load_tokeni
 from attnbooth_cli.engine.gallery import Shelf, fill
 from attnbooth_cli.engine.generation import load_base, load_concept
 from attnbooth_cli.engine.methods import StageName
-from attnbooth_cli.engine.preparation import all_weights_sha256, weights_sha256
+from attnbooth_cli.engine.preparation import file_hashes, weights_sha256
 from attnbooth_cli.engine.question import EvalOptions, Question, ask
 from attnbooth_cli.engine.sampling import Request
 from attnbooth_cli.engine.tokens import Placeholder, check_length
+from attnbooth_cli.engine.vocabulary import warn_of_unknown_words
 from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.events import Emit, Warned
 from attnbooth_cli.project import durable
@@ -36,7 +39,7 @@ class Sitting:
 
     Attributes:
         card: Of the concept, or of one of its moments.
-        base_weights: Hash of everything the base model loads.
+        base_files: Hash of everything the base model is loaded from, configurations too.
         pool: Keeps the base model where several moments are pictured.
     """
 
@@ -44,7 +47,7 @@ class Sitting:
     manifest: Manifest
     card: Card
     base: BaseModel
-    base_weights: str
+    base_files: str
     question: Question
     options: EvalOptions
     device: torch.device
@@ -75,6 +78,12 @@ class Sitting:
             self.options.untuned_pictures or self.project.evaluation / "pictures",
         )
 
+    @property
+    def how(self) -> dict[str, str]:
+        """What else decides pixels: precision, and the libraries' versions."""
+        versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+        return {"precision": resolve_precision("auto", self.device), **versions}
+
     def training_pictures(self) -> tuple[Path, ...]:
         """The pictures the concept was trained on.
 
@@ -100,8 +109,9 @@ class Sitting:
             subject: What decides the weights that `load` loads, beside the base model's.
             folder: Of shelves.
         """
-        how = {"base": self.base_weights, "precision": resolve_precision("auto", self.device), "on": self.device.type}
-        shelf = Shelf(folder, {**subject, **how}, self.question.settings)
+        shelf = Shelf(
+            folder, {**subject, "base": self.base_files, "on": self.device.type, **self.how}, self.question.settings
+        )
         requests = [Request(prompt, seed) for prompt in prompts for seed in self.question.seeds]
         if not requests:
             return [], 0
@@ -136,13 +146,15 @@ def open_sitting(
     question = ask(base, card, options)
     _check_prompts(base, card.placeholder, question.prompts, emit)
     device = resolve_device(options.device)
-    weights = all_weights_sha256(base)
-    return Sitting(project, manifest, card, base, weights, question, options, device, pool, emit)
+    files = durable.sha256_of_text(json.dumps(file_hashes(base), sort_keys=True))
+    return Sitting(project, manifest, card, base, files, question, options, device, pool, emit)
 
 
 def _check_prompts(base: BaseModel, placeholder: Placeholder, prompts: Sequence[str], emit: Emit) -> None:
-    """Refuses prompts that lose the concept, and warns of those that lose their end; loads the tokenizer alone."""
+    """Refuses prompts that lose the concept, and warns of those that lose their end or that the model does not know;
+    loads the tokenizer alone."""
     tokenizer = load_tokenizer(base)
+    warn_of_unknown_words(tokenizer, placeholder.token, prompts, emit)
     tokenizer.add_tokens(list(placeholder.tokens))
     for text in dict.fromkeys(prompts):
         warning = check_length(tokenizer, placeholder, placeholder.prompt(text), int(tokenizer.model_max_length))

@@ -29,7 +29,7 @@ MEANINGS = {
     "diversity": "How different the pictures of one prompt are: one minus their mean cosine.",
     "drift": "How far pictures of prompts without the concept have moved from the base model's.",
 }
-COPIES = "Pictures as near a training picture as that picture mirrored, closer or softer."
+COPIES = "Pictures as near a training picture as that picture mirrored, closer or softer, and laid out like it."
 CURVES = ("identity", "text", "drift")
 
 
@@ -136,9 +136,11 @@ def compared(comparison: Sequence[Mapping[str, Any]]) -> Rows | None:
         cells = [words(row["name"])]
         for measure in ("identity", "text"):
             its = row["differences"].get(measure)
-            cells += [number(row["values"][measure]), number(its and its["mean"], signed=True), _interval(its)]
-        its = row["differences"].get("identity")
-        rows.append([*cells, whole(its["prompts"]) if its else words("")])
+            why_not = row["withheld"].get(measure)
+            change = words(why_not) if why_not else number(its and its["mean"], signed=True)
+            cells += [number(row["values"][measure]), change, _interval(its)]
+        counts = ", ".join(dict.fromkeys(str(its["prompts"]) for its in row["differences"].values()))
+        rows.append([*cells, words(counts)])
     return Rows(columns, rows)
 
 
@@ -171,7 +173,8 @@ def _overall(report: Mapping[str, Any]) -> Rows:
 def _between(summary: Mapping[str, Any]) -> Cell:
     if summary["low"] is None:
         return words("too few prompts")
-    return words(f"{summary['low']:.4f} to {summary['high']:.4f}")
+    over = " (over its pictures)" if summary["over"] == "pictures" else ""
+    return words(f"{summary['low']:.4f} to {summary['high']:.4f}{over}")
 
 
 def _protocol(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,7 +276,7 @@ def _by_picture(prompts: Sequence[Mapping[str, Any]]) -> Rows:
             number(its["text"]),
             Cell(its["nearest"], href=f"#reference-{its['reference']}"),
             number(its["nearest_cosine"]),
-            words("copy" if its["copy"] else ""),
+            words(f"of {its['copy_of']}" if its["copy"] else ""),
         ]
         for prompt in prompts
         for its in prompt["pictures"]
