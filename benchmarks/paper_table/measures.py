@@ -38,7 +38,7 @@ SCORES = ("identity", "in scenes", "text", "merit")
 BEYOND = ("complex: identity", "complex: text", "drift: category", "drift: others", "copies")
 COSTS = ("samples", "CPU seconds")
 DIFFERENCES = (*SCORES, *BEYOND[:-1])
-SCHEDULES = ("identity", "text", "complex: identity", "complex: text", "drift", "copies")
+SCHEDULES = ("identity", "text", "complex: identity", "complex: text", "drift")
 SECOND_OPINION = ("identity", "scene", "style", "colour")
 
 
