@@ -154,11 +154,12 @@ def changed_files(base: BaseModel, recorded: object) -> list[str]:
     return sorted(name for name in {*now, *map(str, recorded)} if now.get(name) != recorded.get(name))
 
 
-def require_same_files(base: BaseModel, recorded: object) -> None:
+def require_same_files(base: BaseModel, recorded: object, root: Path) -> None:
     """Refuses to go on with a run on a base model of which any file is another than when it began.
 
     Args:
         recorded: What `file_hashes` gave then; None in runs of older versions, of which the U-Net alone is known.
+        root: Of the project, for the hint.
 
     Raises:
         BaseModelError: some are; the message names them.
@@ -167,12 +168,13 @@ def require_same_files(base: BaseModel, recorded: object) -> None:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise BaseModelError(
             f"the base model {base.ref} has other files than when this run began ({', '.join(changed[:3])}{more})",
-            "put the former model back, or begin again with: attnbooth train --restart",
+            f"put the former model back, or begin again with: {command('train', root, '--restart')}",
         )
 
 
-def base_of_plan(plan: Plan, manifest: Manifest) -> BaseModel:
-    """The base model a recorded plan was made with, from where the manifest says that it is now.
+def base_of_plan(plan: Plan, manifest: Manifest, root: Path) -> BaseModel:
+    """The base model that the recorded plan of the project at `root` was made with, from where its manifest says that
+    it is now.
 
     Raises:
         BaseModelError: it is gone, or the one in its place has other weights.
@@ -183,7 +185,7 @@ def base_of_plan(plan: Plan, manifest: Manifest) -> BaseModel:
     if weights_sha256(base) != plan.base.sha256:
         raise BaseModelError(
             f"the base model {ref} has other weights than {plan.base.model} when this run began",
-            "put the former model back, or begin again with: attnbooth train --restart",
+            f"put the former model back, or begin again with: {command('train', root, '--restart')}",
         )
     return base
 

@@ -77,7 +77,7 @@ def train(
         def decide() -> Run:
             found = None if restart else run_to_continue(project, read_state(project), plan)
             if found:
-                require_same_files(prepared.base, base_files(RunFolder(project, found.name)))
+                require_same_files(prepared.base, base_files(RunFolder(project, found.name)), project.root)
             run = found or new_run(project, plan, file_hashes(prepared.base), fast=options.fast)
             if run.status == "done" and not wanted <= set(run.stages):
                 run = replace(run, status="unfinished")  # so that `resume` goes as far as is wanted now, and no further
@@ -136,8 +136,8 @@ def resume(
                 "and a run keeps its settings",
                 f"put it back, or begin again with: {command('train', project.root, '--restart')}",
             )
-        base, pool = base_of_plan(plan, manifest), pool or ComponentPool()
-        require_same_files(base, base_files(RunFolder(project, run.name)))
+        base, pool = base_of_plan(plan, manifest, project.root), pool or ComponentPool()
+        require_same_files(base, base_files(RunFolder(project, run.name)), project.root)
         with same_bits(plan.deterministic):
             execute(project, manifest, run, plan, base, until, emit, should_stop, pool, report)
     return project
