@@ -25,7 +25,7 @@ Written by `python tools/write_command_reference.py` from the program's own help
 
 Results go to stdout, progress and messages to stderr. With `--json`, `train` and `resume` print one JSON object a line
 (events `start`, `stage`, `step`, `checkpoint`, `snapshot`, `sample`, `done`, `error`, and `progress` while
-pictures of the class are made; with several projects a `summary` at the end)
+pictures of the class are made; with several projects a `summary` at the end; with `--dry-run` a `plan` for each)
 and every other command prints one JSON document; each carries `schema`, `event`, `project` and `run` (null before
 `start`). The exit codes are in the README.
 """

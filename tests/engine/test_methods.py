@@ -38,10 +38,10 @@ from attnbooth_cli.engine.methods import (
 from attnbooth_cli.engine.objective import accumulate_gradients, objective
 from attnbooth_cli.engine.preparation import TrainOptions, prepare
 from attnbooth_cli.engine.runs import RunFolder
-from attnbooth_cli.engine.subjects import prior_of
+from attnbooth_cli.engine.subjects import prior_of, subject_of
 from attnbooth_cli.engine.training import resume, train
 from attnbooth_cli.errors import StoppedError
-from attnbooth_cli.events import ignore
+from attnbooth_cli.events import Event, ignore
 from attnbooth_cli.project.project import Project, open_project
 from tests.engine.conftest import EXAMPLE, make_source, make_subject
 from tools.tiny.captions import vocabulary
@@ -277,6 +277,18 @@ def test_the_rare_token_tells_the_unet_something_that_no_caption_taught_it(compo
         assert change(TINY.rare_token, noun) > change("red", noun) > 5 * change("the", noun)
 
 
+def test_templates_with_words_that_the_base_model_does_not_know_are_left_out(
+    components: Components, tmp_path: Path
+) -> None:
+    plan = prepare(new_project(tmp_path / "p"), TrainOptions(method="textual-inversion")).plan
+    said: list[Event] = []
+    prompts = subject_of(components, make_source(components), plan, said.append).prompts
+    (warning,) = said
+    assert "30 of 81 training prompts" in warning.message
+    assert len(prompts) == 51
+    assert not [prompt for prompt in prompts if "illustration" in prompt or "depiction" in prompt]
+
+
 def test_class_pictures_are_seen_as_they_are(components: Components, accelerator: Accelerator, tmp_path: Path) -> None:
     """Neither turned nor mirrored, whatever happens to the concept's."""
     project = new_project(tmp_path / "p")
@@ -285,6 +297,8 @@ def test_class_pictures_are_seen_as_they_are(components: Components, accelerator
     folder = RunFolder(open_project(project)[0], "001")
     source = prior_of(folder, plan, resolve("tiny"), components, accelerator, ignore, lambda: 0, 0)
     (picture,) = source.pictures
+    (file,) = (folder.root / "class").rglob("*.png")
+    assert file.name.startswith("a-photo-of-a-cat-")
     for seed in range(8):
         seen = source.augment(picture, plan.resolution, torch.Generator().manual_seed(seed))
         assert seen.tobytes() == picture.tobytes()

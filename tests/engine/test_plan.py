@@ -46,6 +46,7 @@ def test_the_defaults_are_the_papers() -> None:
     }
     optimizer = ATTNDREAMBOOTH.optimizer
     assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.999), 1e-8, 1e-2)
+    assert plan().seed == 0
 
 
 def test_fast_mode_changes_the_unet_stage_alone() -> None:

@@ -13,7 +13,7 @@ from attnbooth_cli.errors import StoppedError
 
 _STOPPING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
 _NOTICES = [number for name in ("SIGUSR1",) if (number := getattr(signal, name, None))]
-"""What schedulers send ahead of the end (Slurm: --signal=B:USR1@120); training alone takes it."""
+"""What schedulers send ahead of the end (Slurm: --signal=USR1@120); training alone takes it."""
 STOP_FILE = "ATTNBOOTH_STOP_FILE"
 """Names a file; when it exists, training stops as after SIGTERM."""
 

@@ -44,7 +44,7 @@ def train(
         str | None,
         typer.Option(
             help="attndreambooth by default; textual-inversion, dreambooth, ti-db, lora, oft, neti, vico, or an "
-            "ablation. [env: ATTNBOOTH_TRAIN_METHOD]"
+            "ablation or addition (docs/fidelity.md). [env: ATTNBOOTH_TRAIN_METHOD]"
         ),
     ] = None,
     until: Annotated[options.Stage | None, typer.Option(help="The last stage to do.")] = None,
