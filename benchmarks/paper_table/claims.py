@@ -65,7 +65,7 @@ def claim_lines(found: Results, best: Mapping[str, float]) -> list[str]:
             between = f" ({interval.low:+.3f} to {interval.high:+.3f})" if interval else ""
             held = verdict(interval, close=CLOSE.get(measure, 0.0) if claim.close else 0.0)
             parts.append(f"{measure} {mean:+.3f}{between}" + (f", **{held}**" if measure in claim.measures else ""))
-        of = f"`{claim.more}` less `{claim.less}`, {len(common)} concepts"
+        of = f"`{claim.more}` less `{claim.less}`, {len(common)} concept{'s' if len(common) > 1 else ''}"
         lines.append(f"- {claim.text} ({of}): {'; '.join(parts)}.")
     return lines
 

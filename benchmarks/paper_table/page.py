@@ -111,7 +111,7 @@ def main_table(found: Results) -> list[str]:
 def beyond_table(found: Results) -> list[str]:
     """The complex prompts, what has become of the base model, and copies of training pictures."""
     concepts = by_concept(found)
-    true, untuned = ([its[name]["complex"] for its in part] for name, part in (("truth", concepts), ("untuned", [])))
+    true = [its["truth"]["complex"] for its in concepts]
     untuned = [its["complex"]["untuned"] for its in concepts if "untuned" in its["complex"]]
     above, below = ({f"complex: {name}": its for name, its in _both(rows).items()} for rows in (true, untuned))
     lines = [*_head(BEYOND), _line("the true pictures", len(true), BEYOND, above), *_rows(found, BEYOND)]

@@ -147,7 +147,8 @@ def read_report(path: Path) -> dict[str, Any]:
             raise ValueError("it has no scores")
         if not all(isinstance(its[name], float | int) for its in (report, *rows) for name in ("identity", "text")):
             raise ValueError("a score is no number")
-        [row["prompt"] for row in rows], report["references"]["sha256"], report["references"]["category"]
+        if not all("prompt" in row for row in rows) or not {"sha256", "category"} <= set(report["references"]):
+            raise ValueError("it does not say what was scored")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a report of this version ({error})", remedy) from None
     return dict(report)
