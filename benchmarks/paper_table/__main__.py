@@ -101,6 +101,7 @@ def write_page(work: Path) -> None:
     durable.write_text(PAGE, text)
     durable.write_text(work / "table.csv", csv_text(page.every_training(found)))
     durable.write_bytes(PICTURES / "comparison-scores.png", plots.scatter(found, best))
+    durable.write_bytes(PICTURES / "comparison-rates.png", plots.rate_curves(work, best))
     durable.write_bytes(PICTURES / "comparison-fast.png", plots.fast_curve(work, units.fast_units(best)))
     durable.write_bytes(PICTURES / "comparison-sheet.png", plots.sheet(work, best))
 

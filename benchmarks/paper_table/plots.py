@@ -11,11 +11,21 @@ import numpy as np
 from PIL import Image
 
 from attnbooth_cli.engine import scores
-from attnbooth_cli.engine.methods import METHODS
 from benchmarks.paper_table.measures import Results, by_concept, family
 from benchmarks.paper_table.page import by_variant
 from benchmarks.paper_table.run import PROMPTS, asked_for
-from benchmarks.paper_table.units import PUBLISHED, SHOWN, Unit, concepts, strip_of
+from benchmarks.paper_table.units import (
+    LADDER,
+    PUBLISHED,
+    SHOWN,
+    Unit,
+    concepts,
+    rates,
+    result,
+    searched_on,
+    strip_of,
+    table_units,
+)
 
 SPAN = 0.1
 """Of a cosine's axis at the least, so that differences of thousandths look like what they are."""
@@ -43,11 +53,34 @@ def scatter(found: Results, best: Mapping[str, float]) -> bytes:
             label=f"{number + 1} {label}" if chosen else None,
         )  # fmt: skip
         axes.annotate(str(number + 1), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
-    per_concept = by_concept(found)
-    for name, marker in (("truth", "*"), ("untuned", "X")):
-        x, y = (np.mean([its[name][measure] for its in per_concept]) for measure in ("text", "identity"))
-        label = {"truth": "the true pictures", "untuned": "the untuned model"}[name]
-        axes.plot(x, y, marker, color="black", markersize=10, label=label)
+    _plot_ends(axes, by_concept(found))
+    axes.set_xlabel("text")
+    axes.set_ylabel("identity")
+    axes.grid(alpha=0.2)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def rate_curves(work: Path, best: Mapping[str, float]) -> bytes:
+    """Identity against text of each method at every rate tried on the search's first concept, lowest first; the rates
+    it has in the table are full dots. A PNG."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    first = searched_on()[0]
+    figure = Figure((10, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    shown: list[dict[str, Any]] = []
+    for number, (method, chosen) in enumerate(best.items()):
+        tried = {factor: result(work, Unit(method, factor, "tuning", first)) for factor in LADDER}
+        rows = {factor: its for factor, its in tried.items() if its is not None}  # without those that diverged
+        shown += rows.values()
+        color = colormaps["tab10"](number)
+        x, y = ([its[measure] for its in rows.values()] for measure in ("text", "identity"))
+        axes.plot(x, y, "-o", color=color, fillstyle="none", markersize=4, linewidth=0.8)
+        its = rows[chosen]
+        axes.plot(its["text"], its["identity"], "o", color=color, markersize=8, label=f"{method} {rates(chosen)}")
+    _plot_ends(axes, shown[:1])
     axes.set_xlabel("text")
     axes.set_ylabel("identity")
     axes.grid(alpha=0.2)
@@ -80,7 +113,8 @@ def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
 
 
 def sheet(work: Path, best: Mapping[str, float]) -> bytes:
-    """The first picture of some prompts by each method at its best rates, the true ones above; never picked. A PNG."""
+    """The first picture of some prompts in each row of the table at best rates, the true ones above; never picked.
+    A PNG."""
     from matplotlib.figure import Figure
 
     first = concepts("test")[0]
@@ -88,12 +122,13 @@ def sheet(work: Path, best: Mapping[str, float]) -> bytes:
     rows: dict[str, list[Image.Image]] = {
         "true pictures": [Image.open(truth / f"{number + 1}.png").convert("RGB") for number in SHOWN]
     }
-    for method in METHODS:
-        strip = strip_of(work, Unit(method, best.get(family(method), 0.0), "test", first))
+    at_best = [unit for unit in table_units(best) if unit.factor == best[family(unit.method)]]
+    for unit in [unit for unit in at_best if unit.concept == first]:
+        strip = strip_of(work, unit)
         if strip.exists():
             picture: Image.Image = Image.open(strip)
             side = picture.height
-            rows[method] = [picture.crop((k * side, 0, (k + 1) * side, side)) for k in range(len(SHOWN))]
+            rows[unit.label] = [picture.crop((k * side, 0, (k + 1) * side, side)) for k in range(len(SHOWN))]
     figure = Figure((LEFT + 0.9 * len(SHOWN), TOP + 0.9 * len(rows)))
     grid = figure.subplots(len(rows), len(SHOWN), squeeze=False)
     for (name, pictures), cells in zip(rows.items(), grid, strict=True):
@@ -107,6 +142,13 @@ def sheet(work: Path, best: Mapping[str, float]) -> bytes:
     left, top = LEFT / figure.get_figwidth(), 1 - TOP / figure.get_figheight()
     figure.subplots_adjust(left=left, right=0.995, bottom=0.005, top=top, wspace=0.04, hspace=0.04)
     return _png(figure)
+
+
+def _plot_ends(axes: Any, per_concept: Sequence[Mapping[str, Any]]) -> None:
+    """The true pictures and the untuned model."""
+    for name, marker, label in (("truth", "*", "the true pictures"), ("untuned", "X", "the untuned model")):
+        x, y = (np.mean([its[name][measure] for its in per_concept]) for measure in ("text", "identity"))
+        axes.plot(x, y, marker, color="black", markersize=10, label=label)
 
 
 def _gist(prompt: str) -> str:

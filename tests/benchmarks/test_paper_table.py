@@ -64,7 +64,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(units, "searched", lambda: list(METHODS[:2]))
         for listed in (units.table_units, units.of_each_method):
             patch.setattr(listed, "__defaults__", (METHODS,))
-        patch.setattr(plots, "METHODS", dict.fromkeys(METHODS))
+        patch.setattr(units, "UPRIGHT", METHODS[:1])
         patch.setattr(run, "PICTURES", 1)
         patch.setitem(prompts.EVALUATION, "tiny", simple)
         patch.setitem(prompts.COMPLEX, "tiny", {"complex": complex_})
@@ -105,6 +105,7 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
         ("attndreambooth fast", best["attndreambooth"]),
         ("attndreambooth", PUBLISHED),
         ("textual-inversion", PUBLISHED),
+        ("attndreambooth upright", best["attndreambooth"]),
     ]
     assert command.work_through(table, small, desk, ever)
     before = {path: path.read_bytes() for path in (small / "results").rglob("*.json")}
@@ -129,16 +130,16 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
     rows = len({(unit.label, unit.factor) for unit in table})
     assert all(len(part(name)) == 2 + 2 + rows for name in ("scores", "beyond"))
     assert len(part("second opinion")) == 2 + 1 + rows
-    assert len(part("differences")) == 2 + 3
+    assert len(part("differences")) == 2 + 4
     assert len(part("published")) == 2 + 2
-    assert len(part("costs")) == 2 + 4
+    assert len(part("costs")) == 2 + 5
     assert part("state") == []  # all of it was run
     assert len(part("made by")) == 1
     assert part("rates")[2].startswith("| attndreambooth | x 3 |")
     assert (small / "table.csv").read_text().count("\n") == 1 + len(table)
     assert len(part("claims")) == 4  # of which both rows were run
     assert part("contenders") == []  # nobody ran them
-    for name in ("scores", "sheet", "fast"):
+    for name in ("scores", "rates", "sheet", "fast"):
         assert (tmp_path / f"comparison-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -210,6 +211,7 @@ def test_rates_are_the_published_ones_times_the_factor() -> None:
     assert "train.unet.learning_rate=2e-05" in settings
     assert not any("attention.learning_rate" in setting for setting in settings)
     assert not any("augmentation" in setting for setting in settings)
+    assert "train.augmentation=upright" in OPTIONS_OF(Unit("ti-db", 10.0, "test", "cat", "upright")).settings
     assert "train.attention.embedding_rate=0.05" in OPTIONS_OF(Unit("vico", 10.0, "test", "cat")).settings
 
 
