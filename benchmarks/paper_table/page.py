@@ -62,7 +62,8 @@ def state_lines(work: Path, best: Mapping[str, float]) -> list[str]:
     done = [unit for unit in todo if is_done(work, unit)]
     diverged = Counter(unit.label for unit in done if result(work, unit) is None)
     lines = [] if len(done) == len(todo) else [f"**Not run to the end yet**: {len(done)} of {len(todo)} trainings."]
-    return lines + [f"{count} trainings of `{label}` diverged, and are left out." for label, count in diverged.items()]
+    counted = {label: "1 training" if count == 1 else f"{count} trainings" for label, count in diverged.items()}
+    return lines + [f"{count} of `{label}` diverged, left out below." for label, count in counted.items()]
 
 
 def made_by_lines(found: Results) -> list[str]:

@@ -158,6 +158,7 @@ def test_what_makes_another_experiment() -> None:
         assert differences(reference, other)
     (only,) = differences(reference, plan(assignments=["train.unet.steps=499"]))
     assert only == "stages.unet.steps: 500 -> 499"
+    assert differences(reference, plan(train={"method": "lora"})) == ("method: attndreambooth -> lora",)
 
 
 def test_smoke_is_two_steps_of_two_whatever_else_is_said() -> None:

@@ -26,9 +26,9 @@ def continued(recorded: Plan, asked: Plan) -> Plan:
 
 
 def differences(old: Plan, new: Plan) -> tuple[str, ...]:
-    """What makes `new` another experiment than `old`, one phrase per setting."""
+    """What makes `new` another experiment than `old`, one phrase per setting; another method says it all."""
     before, after = old.identity, new.identity
-    keys = dict.fromkeys([*before, *after])
+    keys = dict.fromkeys([*before, *after] if old.method == new.method else ["method"])
     changed = [key for key in keys if before.get(key) != after.get(key)]
     before, after = ({**{key: DEFAULTS.get(f"train.{key}") for key in keys}, **its} for its in (before, after))
     return tuple(f"{key}: {before[key]} -> {after[key]}" for key in changed)
