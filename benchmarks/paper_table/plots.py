@@ -53,12 +53,7 @@ def scatter(found: Results, best: Mapping[str, float]) -> bytes:
             label=f"{number + 1} {label}" if chosen else None,
         )  # fmt: skip
         axes.annotate(str(number + 1), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
-    _plot_ends(axes, by_concept(found))
-    axes.set_xlabel("text")
-    axes.set_ylabel("identity")
-    axes.grid(alpha=0.2)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return _png(figure)
+    return _plane(figure, axes, by_concept(found))
 
 
 def rate_curves(work: Path, best: Mapping[str, float]) -> bytes:
@@ -80,12 +75,7 @@ def rate_curves(work: Path, best: Mapping[str, float]) -> bytes:
         axes.plot(x, y, "-o", color=color, fillstyle="none", markersize=4, linewidth=0.8)
         its = rows[chosen]
         axes.plot(its["text"], its["identity"], "o", color=color, markersize=8, label=f"{method} {rates(chosen)}")
-    _plot_ends(axes, shown[:1])
-    axes.set_xlabel("text")
-    axes.set_ylabel("identity")
-    axes.grid(alpha=0.2)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return _png(figure)
+    return _plane(figure, axes, shown[:1])
 
 
 def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
@@ -144,11 +134,16 @@ def sheet(work: Path, best: Mapping[str, float]) -> bytes:
     return _png(figure)
 
 
-def _plot_ends(axes: Any, per_concept: Sequence[Mapping[str, Any]]) -> None:
-    """The true pictures and the untuned model."""
+def _plane(figure: Any, axes: Any, per_concept: Sequence[Mapping[str, Any]]) -> bytes:
+    """A plot of identity against text, with the true pictures and the untuned model added; a PNG."""
     for name, marker, label in (("truth", "*", "the true pictures"), ("untuned", "X", "the untuned model")):
         x, y = (np.mean([its[name][measure] for its in per_concept]) for measure in ("text", "identity"))
         axes.plot(x, y, marker, color="black", markersize=10, label=label)
+    axes.set_xlabel("text")
+    axes.set_ylabel("identity")
+    axes.grid(alpha=0.2)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return _png(figure)
 
 
 def _gist(prompt: str) -> str:
