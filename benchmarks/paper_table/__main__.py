@@ -3,6 +3,7 @@
 search   every method's rates, on tuning concepts
 table    every method and ablation, on the test concepts
 fast     schedules of our method, on tuning concepts
+why      what might explain a claim that does not hold, on tuning concepts
 memory   the most that each method holds, in a process of its own
 page     docs/comparison.md: the tables, the plots, the sheet
 (each continues; several processes may run the same step)
@@ -26,6 +27,7 @@ from benchmarks.paper_table import page, peaks, plots, units
 from benchmarks.paper_table.claims import claim_lines
 from benchmarks.paper_table.run import Desk, do
 from benchmarks.paper_table.units import Unit
+from benchmarks.paper_table.variants import CONTENDERS
 
 WORK = Path(__file__).parent / "record"
 """Results and the sheet's pictures, kept in the repository, and the projects they come from, which are not."""
@@ -93,6 +95,7 @@ def write_page(work: Path) -> None:
         "published": page.published_table(found, best),
         "second opinion": page.second_opinion_table(found),
         "fast": page.fast_table(work, units.fast_units(best)),
+        "why": page.probe_table(work, units.probe_units(best)),
         "contenders": contender_tables(work, best),
     }
     text = PAGE.read_text("utf-8")
@@ -108,7 +111,7 @@ def write_page(work: Path) -> None:
 
 def contender_tables(work: Path, best: Mapping[str, float]) -> list[str]:
     """The two schedules on the concepts on which one was chosen, and on the others."""
-    old, new = (units.contender_units(best, variant) for variant in units.CONTENDERS)
+    old, new = (units.contender_units(best, variant) for variant in CONTENDERS)
     parts = zip(old, new, ("chosen on these concepts", "other concepts"), strict=True)
     chosen, others = (page.contender_table(work, *its) for its in parts)
     return [*chosen, *([""] if chosen and others else []), *others]
@@ -117,7 +120,7 @@ def contender_tables(work: Path, best: Mapping[str, float]) -> list[str]:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["search", "table", "fast", "memory", "page"])
+    parser.add_argument("step", choices=["search", "table", "fast", "why", "memory", "page"])
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--minutes", type=float, default=math.inf)
     chosen = parser.parse_args()
@@ -134,7 +137,9 @@ def main() -> int:
     if chosen.step == "fast":
         best = units.best_factors(work, [ATTNDREAMBOOTH.name])
         todo = units.fast_units(best)
-        todo += [unit for variant in units.CONTENDERS for part in units.contender_units(best, variant) for unit in part]
+        todo += [unit for variant in CONTENDERS for part in units.contender_units(best, variant) for unit in part]
+    elif chosen.step == "why":
+        todo = units.probe_units(units.best_factors(work))
     else:
         todo = units.table_units(units.best_factors(work))
     return 0 if work_through(todo, work, desk, until) else 3

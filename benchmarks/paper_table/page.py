@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from benchmarks.paper_table.measures import (
     COSTS,
     DIFFERENCES,
     MEASURES,
+    PROBES,
     SCHEDULES,
     SCORES,
     SECOND_OPINION,
@@ -35,6 +36,8 @@ from benchmarks.paper_table.units import (
     searched_on,
     table_units,
 )
+
+Name = TypeVar("Name", str, tuple[str, float])
 
 
 def gathered(work: Path, best: Mapping[str, float]) -> Results:
@@ -160,22 +163,35 @@ def published_table(found: Results, best: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def by_variant(work: Path, todo: Sequence[Unit]) -> dict[str, list[dict[str, Any]]]:
-    """The results there are, by schedule."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+def by_name(work: Path, todo: Sequence[Unit], named: Callable[[Unit], Name]) -> dict[Name, list[dict[str, Any]]]:
+    """The results there are, by what their units are called."""
+    rows: dict[Name, list[dict[str, Any]]] = {}
     for unit in todo:
         if (found := result(work, unit)) is not None:
-            rows.setdefault(unit.variant or "default", []).append(found)
+            rows.setdefault(named(unit), []).append(found)
     return rows
+
+
+def schedule(unit: Unit) -> str:
+    """What a unit's schedule is called."""
+    return unit.variant or "default"
 
 
 def fast_table(work: Path, todo: Sequence[Unit]) -> list[str]:
     """The second look at fast mode: how many samples each schedule sees, and what it scores, cheapest first."""
-    rows = by_variant(work, todo)
+    rows = by_name(work, todo, schedule)
     lines = ["| schedule | samples | " + " | ".join(SCHEDULES) + " |", "|---" * (len(SCHEDULES) + 2) + "|"]
     for name, its in sorted(rows.items(), key=lambda item: item[1][0]["samples"]):
         cells = [_cell([MEASURES[column](found) for found in its]) for column in SCHEDULES]
         lines.append(f"| {name} | {its[0]['samples']:,} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def probe_table(work: Path, todo: Sequence[Unit]) -> list[str]:
+    """What might explain a claim that did not hold: means over the concepts that have been run."""
+    lines = _head(PROBES)
+    for (label, factor), rows in by_name(work, todo, lambda unit: (unit.label, unit.factor)).items():
+        lines.append(_line(label, len(rows), PROBES, {name: _measured(rows, name) for name in PROBES}, rates(factor)))
     return lines
 
 

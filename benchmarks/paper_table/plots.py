@@ -12,7 +12,7 @@ from PIL import Image
 
 from attnbooth_cli.engine import scores
 from benchmarks.paper_table.measures import Results, by_concept, family
-from benchmarks.paper_table.page import by_variant
+from benchmarks.paper_table.page import by_name, schedule
 from benchmarks.paper_table.run import PROMPTS, asked_for
 from benchmarks.paper_table.units import (
     LADDER,
@@ -83,7 +83,7 @@ def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    rows = by_variant(work, todo)
+    rows = by_name(work, todo, schedule)
     figure = Figure((10, 4.5), layout="constrained")
     for axes, measure in zip(figure.subplots(1, 2), ("identity", "text"), strict=True):
         for name, its in rows.items():

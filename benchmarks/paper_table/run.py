@@ -27,9 +27,12 @@ from attnbooth_cli.engine.preparation import TrainOptions
 from attnbooth_cli.engine.prompts import COMPLEX, DRIFT, EVALUATION
 from attnbooth_cli.engine.question import EvalOptions
 from attnbooth_cli.engine.training import train
+from attnbooth_cli.project import durable
+from attnbooth_cli.project.project import Project
 from benchmarks.judges import Classifier, InstanceEncoder, judged, load_classifier, load_instance_encoder
 from benchmarks.paper_table.measures import SCENES
 from benchmarks.paper_table.units import SHOWN, Unit, concepts, rates, samples, settings_of, strip_of
+from benchmarks.paper_table.variants import changes_of
 from tools.tiny.concepts import held_out
 from tools.tiny.truth import depicted
 
@@ -70,6 +73,7 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
     root = work / "projects" / unit.name
     shutil.rmtree(root, ignore_errors=True)
     init(root, images=[unit.images], category=unit.category, model="tiny")
+    write_concept(root, changes_of(unit.variant).get("concept", {}))
     began = time.process_time()
     train(root, options=options_of(unit), pool=desk.pool)
     seconds = time.process_time() - began
@@ -101,6 +105,13 @@ def do(unit: Unit, work: Path, desk: Desk) -> dict[str, Any]:
         "truth": truth(desk, unit, references),
         "by": made_by(),
     }
+
+
+def write_concept(root: Path, changes: Mapping[str, Any]) -> None:
+    """Writes into a new project's manifest what is no setting of training."""
+    manifest = Project(root).manifest
+    lines = [f"{key} = {value}\n" for key, value in changes.items()]
+    durable.write_text(manifest, manifest.read_text("utf-8").replace("[concept]\n", "".join(["[concept]\n", *lines])))
 
 
 def untuned_of(report: Mapping[str, Any]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.project import durable
+from benchmarks.paper_table.variants import PROBED, VARIANTS, changes_of
 
 CONCEPTS = Path(__file__).parents[1] / "concepts"
 FINALISTS = 2
@@ -35,53 +36,6 @@ were seen to cost on the tuning concepts, and the one it is measured against, wh
 FAST_CONCEPTS = 3
 """Tuning concepts of the second look at fast mode; its contenders get them all."""
 
-Changes = Mapping[str, Mapping[str, Any]]
-"""Stage (or "" for what is no stage's) -> setting -> value, learning rates before they are multiplied."""
-FAST: Changes = {str(name): values for name, values in ATTNDREAMBOOTH.presets["fast"].items()}
-
-
-def _and(changes: Changes, **more: Mapping[str, Any]) -> Changes:
-    """Fast mode with further changes; `all_` holds what is no stage's."""
-    named = {"" if name == "all_" else name: its for name, its in more.items()}
-    return {name: {**changes.get(name, {}), **named.get(name, {})} for name in {**changes, **named}}
-
-
-VARIANTS: Mapping[str, Changes] = {
-    "": {},
-    "upright": {"": {"augmentation": "upright"}},
-    "fast": FAST,
-    "fast-upright": _and(FAST, all_={"augmentation": "upright"}),
-    "fast-pool": _and(FAST, all_={"augmentation_pool": 64}),
-    "fast-pool-256": _and(FAST, all_={"augmentation_pool": 256}),
-    "fast-min-snr": _and(FAST, embedding={"snr_gamma": 5.0}, attention={"snr_gamma": 5.0}, unet={"snr_gamma": 5.0}),
-    "fast-half-1": _and(FAST, embedding={"steps": 30, "learning_rate": 2e-3}),
-    "fast-half-2": _and(FAST, attention={"steps": 50, "learning_rate": 4e-5}),
-    "fast-half-3": _and(FAST, unet={"steps": 100, "learning_rate": 2e-5}),
-    "fast-half-all": _and(
-        FAST,
-        embedding={"steps": 30, "learning_rate": 2e-3},
-        attention={"steps": 50, "learning_rate": 4e-5},
-        unet={"steps": 100, "learning_rate": 2e-5},
-    ),
-    "fast-small-batches": _and(
-        FAST, embedding={"batch_size": 4}, attention={"batch_size": 4}, unet={"steps": 400, "batch_size": 2}
-    ),
-    "fast-large-batches": _and(FAST, unet={"steps": 100, "batch_size": 8, "learning_rate": 2e-5}),
-    # What the above suggested: upright pictures leave room to train less.
-    "fast-upright-gentle": _and(FAST, all_={"augmentation": "upright"}, unet={"learning_rate": 7e-6}),
-    "fast-upright-short": _and(
-        FAST, all_={"augmentation": "upright"}, attention={"steps": 50, "learning_rate": 4e-5}, unet={"steps": 140}
-    ),
-    "fast-upright-shorter": _and(
-        FAST, all_={"augmentation": "upright"}, attention={"steps": 50, "learning_rate": 4e-5}, unet={"steps": 100}
-    ),
-}
-"""Our method's schedules: what changes against the default one. The second look at fast mode compares them; "upright"
-pictures are not turned in augmentation, and have no black corners."""
-
-CONTENDERS = ("fast", "fast-upright-shorter")
-"""The paper's fast schedule, and the cheapest one that scored more of both numbers on the first concepts."""
-
 PUBLISHED = 1.0
 """The factor of the published learning rates."""
 FACTORS = (PUBLISHED, 3.0, 10.0, 30.0)
@@ -97,7 +51,7 @@ class Unit:
     Attributes:
         factor: What the method's published learning rates are multiplied by.
         split: "tuning" for the search, "test" for the table.
-        variant: Of the schedule, see `VARIANTS`.
+        variant: Of the schedule, or a probe: see `variants`.
     """
 
     method: str
@@ -200,9 +154,18 @@ def contender_units(best: Mapping[str, float], variant: str) -> tuple[list[Unit]
     return units[:FAST_CONCEPTS], units[FAST_CONCEPTS:]
 
 
+def probe_units(best: Mapping[str, float]) -> list[Unit]:
+    """What might explain a claim that did not hold, on the concepts of the search, beside each method as it is."""
+    names = searched_on()
+    units = [Unit(method, factor, "tuning", name) for method, factor in best.items() for name in names]
+    for probe, methods in PROBED.items():
+        units += [Unit(its, best[METHODS[its].family], "tuning", name, probe) for its in methods for name in names]
+    return units
+
+
 def settings_of(unit: Unit) -> dict[str, Any]:
     """What a unit sets of the published schedule: rates times its factor, and what its variant changes."""
-    changes = VARIANTS[unit.variant]
+    changes = changes_of(unit.variant)
     settings: dict[str, Any] = {}
     for stage in METHODS[unit.method].stages:
         its: dict[str, Any] = {"learning_rate": stage.learning_rate, **changes.get(stage.name, {})}
@@ -219,7 +182,7 @@ def samples(unit: Unit) -> int:
     """How many noised pictures a unit's training shows the U-Net."""
     total = 0
     for stage in METHODS[unit.method].stages:
-        its = {"steps": stage.steps, "batch_size": stage.batch_size, **VARIANTS[unit.variant].get(stage.name, {})}
+        its = {"steps": stage.steps, "batch_size": stage.batch_size, **changes_of(unit.variant).get(stage.name, {})}
         total += its["steps"] * its["batch_size"] * stage.enabled
     return total
 

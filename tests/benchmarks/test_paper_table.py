@@ -22,6 +22,7 @@ from benchmarks.paper_table import __main__ as command
 from benchmarks.paper_table import page, peaks, plots, run, units
 from benchmarks.paper_table.claims import claim_lines, verdict
 from benchmarks.paper_table.units import PUBLISHED, Unit
+from benchmarks.paper_table.variants import VARIANTS, changes_of
 from tests.conftest import EXAMPLE, scored_in
 from tools.tiny.dataset import ATTRIBUTES
 
@@ -65,6 +66,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for listed in (units.table_units, units.of_each_method):
             patch.setattr(listed, "__defaults__", (METHODS,))
         patch.setattr(units, "UPRIGHT", METHODS[:1])
+        patch.setattr(units, "PROBED", {"4-vectors": METHODS[1:2]})
         patch.setattr(run, "PICTURES", 1)
         patch.setitem(prompts.EVALUATION, "tiny", simple)
         patch.setitem(prompts.COMPLEX, "tiny", {"complex": complex_})
@@ -108,6 +110,7 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
         ("attndreambooth upright", best["attndreambooth"]),
     ]
     assert command.work_through(table, small, desk, ever)
+    assert command.work_through(units.probe_units(best), small, desk, ever)
     before = {path: path.read_bytes() for path in (small / "results").rglob("*.json")}
     assert command.work_through(table, small, desk, ever)  # nothing is done twice
     assert {path: path.read_bytes() for path in (small / "results").rglob("*.json")} == before
@@ -138,6 +141,7 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
     assert part("rates")[2].startswith("| attndreambooth | x 3 |")
     assert (small / "table.csv").read_text().count("\n") == 1 + len(table)
     assert len(part("claims")) == 4  # of which both rows were run
+    assert len(part("why")) == 2 + 3
     assert part("contenders") == []  # nobody ran them
     for name in ("scores", "rates", "sheet", "fast"):
         assert (tmp_path / f"comparison-{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -220,7 +224,7 @@ def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: 
     from attnbooth_cli.engine.preparation import prepare
 
     init(tmp_path / "p", images=[EXAMPLE / "cat"], category="cat", model="tiny")
-    for variant in units.VARIANTS:
+    for variant in VARIANTS:
         unit = Unit("attndreambooth", 10.0, "tuning", "cat", variant)
         plan = prepare(tmp_path / "p", OPTIONS_OF(unit)).plan
         assert sum(stage.steps * stage.batch_size for stage in plan.stages) == units.samples(unit)
@@ -233,6 +237,38 @@ def test_a_variant_changes_the_schedule_and_how_many_samples_are_seen(tmp_path: 
     assert (fast["unet"].steps, fast["unet"].learning_rate, fast["unet"].batch_size) == (200, 1e-4, 4)
     assert (halved["unet"].steps, halved["unet"].learning_rate) == (100, 2e-4)
     assert fast["attention"] == halved["attention"]
+
+
+def test_a_probe_has_the_rates_it_says_beside_the_method_as_it_is(tmp_path: Path) -> None:
+    from attnbooth_cli.engine.initialisation import init
+    from attnbooth_cli.engine.preparation import prepare
+
+    best = {"attndreambooth": 10.0, "textual-inversion": 300.0, "ti-db": 300.0, "lora": 30.0}
+    todo = units.probe_units(best)
+    assert {unit.concept for unit in todo} == set(units.searched_on())
+    assert len(set(todo)) == len(todo)
+    plans = {}
+    for unit in todo:
+        root = tmp_path / unit.name
+        init(root, images=[EXAMPLE / "cat"], category="cat", model="tiny")
+        run.write_concept(root, changes_of(unit.variant).get("concept", {}))
+        plan = prepare(root, OPTIONS_OF(unit)).plan
+        plans[unit.label] = (plan.concept.vectors, {its.name: its.learning_rate for its in plan.stages if its.enabled})
+    ours, rival = plans["attndreambooth"][1], plans["ti-db"][1]
+    assert plans["textual-inversion 4-vectors"] == (4, plans["textual-inversion"][1])
+    assert plans["attndreambooth strong-unet"] == (1, {**ours, "unet": rival["unet"]})
+    assert plans["ti-db weak-embedding"] == (1, {**rival, "embedding": ours["embedding"]})
+    weak = {**ours, "unet": 2e-6}
+    for left_out in ("embedding", "attention"):
+        its = plans[f"attndreambooth-without-{left_out} weak-unet"]
+        assert its == (1, {name: rate for name, rate in weak.items() if name != left_out})
+
+    assert page.probe_table(tmp_path, todo)[2:] == []
+    for number, unit in enumerate(todo):
+        units.write_result(tmp_path, unit, {"diverged": "at step 3"} if number == 2 else result_of(0.5))
+    lines = page.probe_table(tmp_path, todo)
+    assert lines[3].startswith("| textual-inversion | x 300 | 1 | 0.500 |")
+    assert lines[-1].startswith("| ti-db weak-embedding | x 300 | 2 | 0.500 |")
 
 
 def test_the_best_factor_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
