@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from attnbooth_cli.engine.methods import ATTNDREAMBOOTH, METHODS
 from attnbooth_cli.project import durable
-from benchmarks.paper_table.variants import PROBED, VARIANTS, changes_of
+from benchmarks.paper_table.variants import PROBED, SUGGESTED, VARIANTS, changes_of
 
 CONCEPTS = Path(__file__).parents[1] / "concepts"
 FINALISTS = 2
@@ -30,9 +30,6 @@ PUBLISHED_CONCEPTS = 2
 """Those of them on which methods are also trained at their published rates."""
 SHOWN = (6, 8, 12, 18, 19, 21)
 """Numbers of the prompts on the sheet: two environments, a colour, three styles."""
-UPRIGHT = (ATTNDREAMBOOTH.name, "ti-db")
-"""Methods that are also trained on pictures that are not turned: ours, whose identity the corners of turned pictures
-were seen to cost on the tuning concepts, and the one it is measured against, which has the same corners."""
 FAST_CONCEPTS = 3
 """Tuning concepts of the second look at fast mode; its contenders get them all."""
 
@@ -117,8 +114,8 @@ def searched() -> list[str]:
 
 
 def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
-    """Every method on the table's concepts at its best rates, then on the first of them as published, then two without
-    black corners; ablations and fast mode have the rates of their method, and are not run as published."""
+    """Every method on the table's concepts at its best rates, then on the first of them as published, then what
+    tuning concepts suggested; ablations and fast mode have the rates of their method, and are not run as published."""
     units = [
         replace(unit, concept=concept)
         for concept in concepts("test")[:TABLE_CONCEPTS]
@@ -127,9 +124,9 @@ def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHOD
     for concept in concepts("test")[:PUBLISHED_CONCEPTS]:
         families = [method for method in methods if method == METHODS[method].family and best[method] != PUBLISHED]
         units += [Unit(method, PUBLISHED, "test", concept) for method in families]
-    for concept in concepts("test")[:TABLE_CONCEPTS]:
-        units += [Unit(method, best[method], "test", concept, "upright") for method in UPRIGHT if method in methods]
-    return units
+    suggested = [(method, variant) for variant, its in SUGGESTED.items() for method in its]
+    names = concepts("test")[:TABLE_CONCEPTS]
+    return units + [Unit(method, best[method], "test", name, its) for method, its in suggested for name in names]
 
 
 def of_each_method(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:

@@ -65,7 +65,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(units, "searched", lambda: list(METHODS[:2]))
         for listed in (units.table_units, units.of_each_method):
             patch.setattr(listed, "__defaults__", (METHODS,))
-        patch.setattr(units, "UPRIGHT", METHODS[:1])
+        patch.setattr(units, "SUGGESTED", {"upright": METHODS[:1]})
         patch.setattr(units, "PROBED", {"4-vectors": METHODS[1:2]})
         patch.setattr(run, "PICTURES", 1)
         patch.setitem(prompts.EVALUATION, "tiny", simple)
