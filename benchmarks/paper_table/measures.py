@@ -39,7 +39,7 @@ BEYOND = ("complex: identity", "complex: text", "drift: category", "drift: other
 COSTS = ("samples", "CPU seconds")
 DIFFERENCES = (*SCORES, *BEYOND[:-1])
 SCHEDULES = ("identity", "text", "complex: identity", "complex: text", "drift")
-PROBES = ("identity", "text", "merit", *SCHEDULES[2:])
+WHY = ("identity", "text", "merit", *SCHEDULES[2:])
 SECOND_OPINION = ("identity", "scene", "style", "colour")
 
 

@@ -16,10 +16,10 @@ from benchmarks.paper_table.measures import (
     COSTS,
     DIFFERENCES,
     MEASURES,
-    PROBES,
     SCHEDULES,
     SCORES,
     SECOND_OPINION,
+    WHY,
     Results,
     by_concept,
     family,
@@ -38,6 +38,7 @@ from benchmarks.paper_table.units import (
 )
 
 Name = TypeVar("Name", str, tuple[str, float])
+"""A schedule's, or a method with the factor of its rates."""
 
 
 def gathered(work: Path, best: Mapping[str, float]) -> Results:
@@ -189,9 +190,9 @@ def fast_table(work: Path, todo: Sequence[Unit]) -> list[str]:
 
 def probe_table(work: Path, todo: Sequence[Unit]) -> list[str]:
     """What might explain a claim that did not hold: means over the concepts that have been run."""
-    lines = _head(PROBES)
+    lines = _head(WHY)
     for (label, factor), rows in by_name(work, todo, lambda unit: (unit.label, unit.factor)).items():
-        lines.append(_line(label, len(rows), PROBES, {name: _measured(rows, name) for name in PROBES}, rates(factor)))
+        lines.append(_line(label, len(rows), WHY, {name: _measured(rows, name) for name in WHY}, rates(factor)))
     return lines
 
 

@@ -124,7 +124,7 @@ def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHOD
     for concept in concepts("test")[:PUBLISHED_CONCEPTS]:
         families = [method for method in methods if method == METHODS[method].family and best[method] != PUBLISHED]
         units += [Unit(method, PUBLISHED, "test", concept) for method in families]
-    suggested = [(method, variant) for variant, its in SUGGESTED.items() for method in its]
+    suggested = [(method, variant) for variant, its in SUGGESTED.items() for method in its if method in methods]
     names = concepts("test")[:TABLE_CONCEPTS]
     return units + [Unit(method, best[method], "test", name, its) for method, its in suggested for name in names]
 
