@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,27 +37,25 @@ def test_no_prompt_is_one_that_is_scored() -> None:
     assert all(prompt.count("{}") == 1 for prompt in context.PROMPTS)
 
 
-def test_the_terms_are_the_papers_sums() -> None:
+def test_the_terms_are_the_authors_sums() -> None:
+    """Two samples of which the second has three tokens to compare, and two of padding, which count for nothing."""
     generator = torch.Generator().manual_seed(0)
+    sizes = (5, 3)
     e, f = (torch.randn(2, 5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
-    by_hand = sum(
-        (1 - float(e[s, i] @ f[s, i] / e[s, i].norm() / f[s, i].norm())) / 5 for s in range(2) for i in range(5)
-    )
-    assert float(context.embedding_regularisation(e, f)) == pytest.approx(by_hand, abs=1e-12)
-    layers = [[torch.rand(2, p, 5, generator=generator, dtype=torch.float64) for p in (64, 16)] for _ in range(2)]
+    shares = torch.zeros(2, 5, dtype=torch.float64)
+    by_hand = 0.0
+    for sample, size in enumerate(sizes):
+        shares[sample, :size] = 1 / size
+        for i in range(size):
+            cosine = e[sample, i] @ f[sample, i] / e[sample, i].norm() / f[sample, i].norm()
+            by_hand += (1 - float(cosine)) / size
+    assert float(context.embedding_regularisation(e, f, shares)) == pytest.approx(by_hand, abs=1e-12)
+    mine, theirs = ([torch.rand(2, 5, generator=generator, dtype=torch.float64) for _ in range(3)] for _ in range(2))
     total = 0.0
-    for sample in range(2):
-        for token in range(5):
-            small, large = (
-                torch.stack([
-                    F.interpolate(layer[sample, :, token].view(1, 1, int(layer.shape[1] ** 0.5), -1), (4, 4),
-                                  mode="bilinear")[0, 0]
-                    for layer in maps
-                ]).mean(0)
-                for maps in layers
-            )  # fmt: skip
-            total += float((small - large).square().sum()) / 5
-    assert float(context.attention_regularisation(*layers)) == pytest.approx(total, abs=1e-12)
+    for layer, other in zip(mine, theirs, strict=True):
+        for sample, size in enumerate(sizes):
+            total += float(F.mse_loss(layer[sample, :size], other[sample, :size])) / len(mine)
+    assert float(context.attention_regularisation(mine, theirs, shares)) == pytest.approx(total, abs=1e-12)
 
 
 def regularisation(subject: Subject, rows: Tensor, prompts: list[str], weights: tuple[float, float]) -> Tensor:
@@ -78,30 +77,78 @@ def test_the_categorys_own_embedding_has_nothing_to_regularise(components: Compo
     other = row + 0.05 * torch.randn(row.shape, generator=torch.Generator().manual_seed(0))
     of_encodings, of_maps = (float(regularisation(subject, other, prompts, w)) for w in ((1.0, 0.0), (0.0, 1.0)))
     assert of_encodings > 1e-5
-    assert of_maps > 1e-7
+    assert of_maps > 1e-9
     both = float(regularisation(subject, other, prompts, (2.0, 3.0)))
     assert both == pytest.approx(2 * of_encodings + 3 * of_maps, rel=1e-4)
 
 
+def kept(tokenizer: Any, text: str, phrase: str) -> list[int]:
+    """Where a prompt's tokens are, its start and end with them, but for those of one phrase in it."""
+    count = len(tokenizer(phrase, add_special_tokens=False).input_ids)
+    start = len(tokenizer(text.partition(phrase)[0].strip()).input_ids) - 1
+    return [place for place in range(len(tokenizer(text).input_ids)) if not start <= place < start + count]
+
+
 @torch.no_grad()
-def test_the_concepts_own_place_is_left_out(components: Components, subject: Subject) -> None:
-    """Worked out from the two encodings; a category of two pieces shifts what comes after it."""
+def test_what_is_compared_is_all_but_the_concept_up_to_the_end(components: Components, subject: Subject) -> None:
+    """Worked out from two encodings a prompt; a category of two pieces shifts what comes after it."""
     (encoder,) = components.text_encoders
     encode = FAMILIES[components.family].encode
+    prompts = ["a drawing of a {} in the woods", "a {} at sunset"]
     for category in ("cat", "teddy bear"):
         concept = replace(subject.placeholder, category=category)
-        prompts = ["a drawing of a {} in the woods"]
-        nothing = torch.zeros(1, 1), torch.zeros(1)
+        nothing = torch.zeros(2, 1), torch.zeros(2)
         with context.context_regularisation(components, concept, subject.rows, prompts, *nothing, (1.0, 0.0)) as terms:
             found = float(terms)
         encoder.model.get_input_embeddings().weight[-1] = subject.rows[0]
-        (told,) = encode(components, ["a drawing of a <it> in the woods"])["encoder_hidden_states"]
-        (reference,) = encode(components, [f"a drawing of a {category} in the woods"])["encoder_hidden_states"]
-        pieces = len(encoder.tokenizer(category, add_special_tokens=False).input_ids)
-        left, right = torch.cat([told[:5], told[6:]]), torch.cat([reference[:5], reference[5 + pieces :]])
-        size = min(len(left), len(right))
-        expected = (1 - F.cosine_similarity(left[:size], right[:size])).mean()
-        assert found == pytest.approx(float(expected), rel=1e-4)
+        expected = 0.0
+        for prompt in prompts:
+            sides = []
+            for phrase in ("<it>", category):
+                text = prompt.replace("{}", phrase)
+                (encoding,) = encode(components, [text])["encoder_hidden_states"]
+                sides.append(encoding[kept(encoder.tokenizer, text, phrase)])
+            expected += float((1 - F.cosine_similarity(*sides)).mean())
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def projections(components: Components, text: str, noisy: Tensor) -> dict[str, Tensor]:
+    """Queries and keys of every cross-attention layer in one pass at time 300, by the names of their projections."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _module, _arguments, output, name=name: seen.update({name: output}))
+        for name, module in components.unet.named_modules()
+        if name.endswith(("attn2.to_q", "attn2.to_k"))
+    ]
+    conditioning = FAMILIES[components.family].encode(components, [text])
+    components.unet(noisy, torch.tensor([300]), **conditioning, return_dict=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def test_the_maps_term_from_the_layers_own_queries_and_keys(components: Components, subject: Subject) -> None:
+    (encoder,) = components.text_encoders
+    prompt = "a drawing of a {} in the woods"
+    found = float(regularisation(subject, subject.rows, [prompt], (0.0, 1.0)))
+    encoder.model.get_input_embeddings().weight[-1] = subject.rows[0]
+    noisy = torch.randn(1, *latent_shape(components), generator=torch.Generator().manual_seed(3))
+    sides = []
+    for phrase in ("<it>", "cat"):
+        text = prompt.replace("{}", phrase)
+        seen = projections(components, text, noisy)
+        means = {}
+        for name in [name.removesuffix(".to_q") for name in seen if name.endswith("to_q")]:
+            layer = components.unet.get_submodule(name)
+            q, k = (seen[f"{name}.{its}"][0].double().unflatten(-1, (layer.heads, -1)) for its in ("to_q", "to_k"))
+            maps = (torch.einsum("phd,thd->hpt", q, k) * layer.scale).softmax(-1)
+            means[name] = maps.mean((0, 1))[kept(encoder.tokenizer, text, phrase)]
+        sides.append(means)
+    assert len(sides[0]) > 3
+    expected = sum(float(F.mse_loss(sides[0][name], sides[1][name])) for name in sides[0]) / len(sides[0])
+    assert expected > 0
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_gradients_reach_the_embedding_alone_and_batches_split(

@@ -125,11 +125,12 @@ def test_crops_reach_both_ends_of_the_longer_side() -> None:
 
 
 def test_stretched_and_unaugmented_pictures_are_whole_and_in_the_middle() -> None:
-    """Textual Inversion's squares hold all of the picture, ViCo's the middle of it."""
+    """Textual Inversion's and ViCo's squares hold all of the picture, unaugmented ones the middle of it."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8))
     square = picture.resize((64, 64), Image.Resampling.BICUBIC)
     both = {square.tobytes(), square.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()}
     assert {its.tobytes() for its in draws("stretched", picture, 30)} == both
+    assert {its.tobytes() for its in draws("squeezed", picture, 5)} == {square.tobytes()}
     smaller = picture.resize((144, 64), Image.Resampling.BILINEAR)
     assert {its.tobytes() for its in draws("none", picture, 5)} == {smaller.crop((40, 0, 104, 64)).tobytes()}
 

@@ -37,6 +37,7 @@ from attnbooth_cli.engine.methods import (
 )
 from attnbooth_cli.engine.objective import accumulate_gradients, objective
 from attnbooth_cli.engine.preparation import TrainOptions, prepare
+from attnbooth_cli.engine.prompting import KINDS
 from attnbooth_cli.engine.runs import RunFolder
 from attnbooth_cli.engine.subjects import prior_of, subject_of
 from attnbooth_cli.engine.training import resume, train
@@ -103,6 +104,45 @@ def test_an_entry_is_whole(method: Method) -> None:
     regularised = {stage.name for stage in method.stages if stage.regularised and stage.enabled}
     ours = method.name.startswith("attndreambooth") and "regulariser" not in method.name
     assert regularised == (TRAINS[method.name] if ours else set())
+
+
+def tensors(subject: Subject) -> dict[str, Tensor]:
+    """A copy of every tensor there is: of the model, of what stands for [V], and of [V]'s rows."""
+    components = subject.components
+    (encoder,) = components.text_encoders
+    modules = {"unet": components.unet, "vae": components.vae, "text": encoder.model}
+    if components.prompting is not None:
+        modules["prompting"] = components.prompting.module
+    states = {f"{name}.{key}": its for name, module in modules.items() for key, its in module.state_dict().items()}
+    return {key: its.detach().clone() for key, its in {**states, "rows": subject.rows}.items()}
+
+
+@pytest.mark.parametrize("name", ["lora", "oft", "dreambooth", "neti", "vico"])
+def test_training_moves_what_it_is_for_and_not_another_bit(
+    components: Components, accelerator: Accelerator, name: str
+) -> None:
+    """Seen in the model that was trained: the text encoder and the VAE too, of which no file would tell."""
+    subject = replace(make_subject(components), prior=make_source(components, seed=7))
+    source = make_source(components)
+    (stage,) = [replace(its, steps=2, batch_size=2) for its in METHODS[name].stages if its.enabled]
+    if stage.adapts_unet:
+        adapters.attach(components.unet, stage, source.seed)
+    elif stage.adapter:
+        components.prompting = KINDS[stage.adapter].begin(components, subject.placeholder, source)
+    before = tensors(subject)
+    run_stage(stage, subject, source, accelerator, AdamW())
+    after = tensors(subject)
+    assert before.keys() == after.keys()
+    own = (
+        {f"prompting.{key}" for key, _ in components.prompting.module.named_parameters()}
+        if components.prompting
+        else set()
+    )
+    adapter = {f"unet.{key}" for key in adapters.parameters(components.unet)}
+    unet = {key for key in before if key.startswith("unet.")}
+    expected = {"lora": adapter, "oft": adapter, "dreambooth": unet, "neti": own, "vico": {*own, "rows"}}[name]
+    assert expected
+    assert {key for key in before if not torch.equal(before[key], after[key])} == expected
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -393,8 +433,8 @@ def test_loras_random_half_is_keyed_and_leaves_the_global_generator_alone(compon
     assert not torch.equal(factors[0], factors[2])
 
 
-def test_oft_only_turns(components: Components) -> None:
-    """The angles between neurons stay: W'^T W' = W^T W over the inputs' blocks that are turned (OFT, section 3)."""
+def test_oft_only_turns_in_four_blocks(components: Components) -> None:
+    """The angles between neurons stay, W' W'^T = W W^T, within each of the blocks of inputs (OFT, section 3)."""
     name = cross_attention(components)[0]
     before = components.unet.get_submodule(name).to_q.weight.clone()  # [out, in]
     adapters.attach(components.unet, OFT.stages[2], 0)
@@ -403,6 +443,10 @@ def test_oft_only_turns(components: Components) -> None:
             parameter += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     adapters.merge(components.unet)
     after = components.unet.get_submodule(name).to_q.weight
+    for block, turned in zip(before.chunk(4, dim=1), after.chunk(4, dim=1), strict=True):
+        assert torch.allclose(block @ block.T, turned @ turned.T, atol=1e-4)
+        half, half_turned = (its[:, : its.shape[1] // 2] for its in (block, turned))
+        assert not torch.allclose(half @ half.T, half_turned @ half_turned.T, atol=1e-3)
     assert not torch.allclose(before, after, atol=1e-5)
     assert torch.allclose(before @ before.T, after @ after.T, atol=1e-4)
 
@@ -521,6 +565,48 @@ def test_a_mapper_is_the_norm_of_its_category_and_restores(mapped: tuple[Compone
     assert torch.equal(both, again)
     assert torch.equal(both[:2], fewer[:2])
     assert not torch.allclose(both[2], fewer[2])
+
+
+@torch.no_grad()
+def test_a_mapper_and_its_bypass_are_the_papers_arithmetic(mapped: tuple[Components, Subject]) -> None:
+    """From the mapper's tensors in float64, and from the text encoder's states before its final norm; the figures are
+    those of NeTI's code (models/neti_mapper.py, neti_clip_text_encoder.py, positional_encoding.py)."""
+    components, _ = mapped
+    (encoder,) = components.text_encoders
+    prompting = components.prompting
+    its = {name: tensor.double() for name, tensor in prompting.module.state_dict().items()}
+    assert its["frequencies"].std(dim=0).tolist() == pytest.approx([0.03, 2.0], rel=0.1)
+
+    def features(time: float, layer: float) -> Tensor:
+        angles = its["frequencies"][:, 0] * time + its["frequencies"][:, 1] * layer
+        both = torch.cat([angles.sin(), angles.cos()])
+        return both / both.norm()
+
+    count = len(cross_attention(components))
+    anchors = torch.stack([features(time, layer) for time in range(0, 1000, 100) for layer in range(count)])
+    torch.testing.assert_close(its["anchors.weight"], anchors, atol=1e-4, rtol=0)
+    time, layer = 300, 2
+    hidden = its["anchors.weight"] @ features(time, layer) + its["anchors.bias"]
+    for linear, norm in (("net.0", "net.1"), ("net.3", "net.4")):
+        hidden = its[f"{linear}.weight"] @ hidden + its[f"{linear}.bias"]
+        hidden = (hidden - hidden.mean()) / (hidden.var(correction=0) + 1e-5).sqrt()
+        hidden = its[f"{norm}.weight"] * hidden + its[f"{norm}.bias"]
+        hidden = torch.where(hidden > 0, hidden, 0.01 * hidden)
+    output = its["output.weight"] @ hidden + its["output.bias"]
+    embedding, bypass = (output / output.norm() * its["norm"]).chunk(2)
+
+    table = encoder.model.get_input_embeddings().weight
+    table[encoder.tokenizer.convert_tokens_to_ids("<it>")] = embedding.to(table)
+    ids = encoder.tokenizer("a photo of a <it>", return_tensors="pt").input_ids
+    states = encoder.model(ids, output_hidden_states=True).hidden_states[-1][0].double()
+    state, place = states[5], 5  # start, a, photo, of, a, [V]
+    moved = state + 0.2 * bypass / bypass.norm() * state.norm()
+    weight, bias = (getattr(encoder.model.final_layer_norm, name).double() for name in ("weight", "bias"))
+    by_hand = [(at - at.mean()) / (at.var(correction=0) + 1e-5).sqrt() * weight + bias for at in (state, moved)]
+    prompting.texts = ["a photo of a <it>"]
+    found = prompting.encode(encoder.tokenizer, encoder.model, torch.tensor([time]))
+    for mine, expected in zip(found, by_hand, strict=True):
+        torch.testing.assert_close(mine[layer, 0, place].double(), expected, atol=2e-4, rtol=1e-3)
 
 
 def test_nested_dropout_is_keyed_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -714,6 +800,16 @@ def test_what_a_stage_would_ignore_or_get_wrong_is_refused(
     settings = (setting, "train.prompt=a photo of a {}")
     with pytest.raises(InputError, match=message):
         prepare(new_project(tmp_path / "p"), TrainOptions(method=method, settings=settings))
+
+
+def test_neti_refuses_several_vectors(tmp_path: Path) -> None:
+    from attnbooth_cli.errors import InputError
+
+    project = new_project(tmp_path / "p")
+    text = (project / "attnbooth.toml").read_text()
+    (project / "attnbooth.toml").write_text(text.replace("[concept]", "[concept]\nvectors = 3"))
+    with pytest.raises(InputError, match=r"neti makes one vector for \[V\], and this concept has 3"):
+        prepare(project, TrainOptions(method="neti"))
 
 
 def test_references_are_other_pictures_and_keyed(components: Components) -> None:

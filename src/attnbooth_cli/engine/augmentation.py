@@ -38,8 +38,13 @@ def unaugmented(picture: Image.Image, resolution: int, generator: torch.Generato
 def stretched(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
     """Textual Inversion's: stretched to a square, every other one flipped (its ldm/data/personalized.py)."""
     (flip,) = torch.rand(1, generator=generator).tolist()
-    square = picture.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    square = squeezed(picture, resolution, generator)
     return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip < 0.5 else square
+
+
+def squeezed(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
+    """ViCo's: stretched to a square, and nothing random (its ldm/data/personalized.py, flip_p 0)."""
+    return picture.resize((resolution, resolution), Image.Resampling.BICUBIC)
 
 
 def cropped(picture: Image.Image, resolution: int, generator: torch.Generator) -> Image.Image:
@@ -51,6 +56,7 @@ AUGMENTATIONS: dict[str, Augment] = {
     "published": published,
     "upright": upright,
     "stretched": stretched,
+    "squeezed": squeezed,
     "cropped": cropped,
     "none": unaugmented,
 }

@@ -1,16 +1,15 @@
 """CoRe (Wu et al. 2024), an addition to stage 1: the words around [V] should mean what they mean around the category.
 
-A prompt that no picture goes with is encoded twice, with [V] and with the category in its place. Everywhere else, the
-text encoder's outputs and the cross-attention maps of the two should agree. The authors published no code; sums and
-means are those of a public re-implementation of the paper's equations.
+A prompt that no picture goes with is encoded twice, with [V] and with the category in its place. Everywhere else, up to
+the end of the prompt, the text encoder's outputs and the means of the cross-attention maps of the two should agree.
+Sums, means and which tokens count are those of the authors' code (pangy9/CoRe, train.py and utils.py).
 
-    m samples   h heads   p query positions   t prompt tokens   n tokens other than [V]'s   d width of the text encoder
+    m samples   n tokens other than [V]'s (padded)   d width of the text encoder
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,26 +32,26 @@ PROMPTS = (
 """Prompts of our own, one of which is drawn for each sample; none of them is an evaluation prompt."""
 
 
-def embedding_regularisation(of_token: Tensor, of_category: Tensor) -> Tensor:
-    """Sum over samples of mean_i (1 - cos(e_i, e'_i)), a scalar.
+def embedding_regularisation(of_token: Tensor, of_category: Tensor, shares: Tensor) -> Tensor:
+    """Sum over samples of mean_i (1 - cos(e_i, e'_i)), a scalar (CoRe, equation 3).
 
     Args:
-        of_token, of_category: [m, n, d], the two encodings without [V]'s and the category's tokens.
+        of_token, of_category: [m, n, d], the two encodings at the tokens that are compared.
+        shares: [m, n], what each token counts in its sample's mean: one by their number, and 0 for padding.
     """
     similarity = F.cosine_similarity(at_least_float32(of_token), at_least_float32(of_category), dim=-1)  # [m, n]
-    return (1 - similarity).mean(dim=1).sum()
+    return (shares * (1 - similarity)).sum()
 
 
-def attention_regularisation(of_token: Sequence[Tensor], of_category: Sequence[Tensor]) -> Tensor:
-    """Sum over samples and positions of the mean over tokens of (A - A')^2, a scalar.
-
-    A is the mean over layers of the maps at the smallest layer's size (bilinear).
+def attention_regularisation(of_token: Sequence[Tensor], of_category: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Mean over layers of the sum over samples of mean_i (mu_i - mu'_i)^2, a scalar (CoRe, equation 4).
 
     Args:
-        of_token, of_category: A layer each: [m, p, n], means over heads.
+        of_token, of_category: A layer each: [m, n], means over heads and positions of the tokens' maps.
+        shares: [m, n], as above.
     """
-    side = min(math.isqrt(layer.shape[1]) for layer in of_token)
-    return (_mean_map(of_token, side) - _mean_map(of_category, side)).square().mean(dim=1).sum()
+    squares = (torch.stack(list(of_token)) - torch.stack(list(of_category))).square()  # [l, m, n]
+    return (shares * squares).sum(dim=(1, 2)).mean()
 
 
 @contextlib.contextmanager
@@ -80,34 +79,42 @@ def context_regularisation(
 
     (encoder,) = components.text_encoders
     encode = FAMILIES[components.family].encode
+    about_token, about_category = (
+        [text.replace("{}", phrase) for text in prompts] for phrase in (" ".join(concept.tokens), concept.category)
+    )
     with substituted_rows(encoder.model, placeholder_ids(encoder.tokenizer, concept), rows):
-        told = encode(components, [text.replace("{}", " ".join(concept.tokens)) for text in prompts])
+        told = encode(components, about_token)
     with torch.no_grad():
-        reference = encode(components, [text.replace("{}", concept.category) for text in prompts])
+        reference = encode(components, about_category)
     length = told["encoder_hidden_states"].shape[1]
+    spans = len(concept.tokens), len(category_pieces(encoder.tokenizer, concept.category))
     starts = [len(encoder.tokenizer(text.partition("{}")[0]).input_ids) - 1 for text in prompts]
-    pieces = len(category_pieces(encoder.tokenizer, concept.category))
-    kept = min(length - len(concept.tokens), length - pieces)
-    around = _around(starts, len(concept.tokens), length)[:, :kept].to(rows.device)  # [m, n]
-    around_category = _around(starts, pieces, length)[:, :kept].to(rows.device)
+    sizes = [
+        min(min(len(ids), length) - span for ids, span in zip(both, spans, strict=True))
+        for both in zip(*(encoder.tokenizer(texts).input_ids for texts in (about_token, about_category)), strict=True)
+    ]
+    around, around_category = (_around(starts, span, sizes).to(rows.device) for span in spans)  # [m, n]
+    shares = _shares(sizes).to(rows.device)
     of_encodings = embedding_regularisation(
-        _picked(told["encoder_hidden_states"], around), _picked(reference["encoder_hidden_states"], around_category)
+        _picked(told["encoder_hidden_states"], around),
+        _picked(reference["encoder_hidden_states"], around_category),
+        shares,
     )
     total = weights[0] * of_encodings
     if not weights[1]:
         yield total
         return
-    with torch.no_grad(), _maps(components, noisy, timesteps, reference, around_category) as expected:
+    with torch.no_grad(), _means(components, noisy, timesteps, reference, around_category) as expected:
         pass
-    with _maps(components, noisy, timesteps, told, around) as maps:
-        yield total + weights[1] * attention_regularisation(maps, expected)
+    with _means(components, noisy, timesteps, told, around) as means:
+        yield total + weights[1] * attention_regularisation(means, expected, shares)
 
 
 @contextlib.contextmanager
-def _maps(
+def _means(
     components: Any, noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], tokens: Tensor
 ) -> Iterator[list[Tensor]]:
-    """The maps of one U-Net pass, a layer each: [m, p, n], means over heads, of the tokens [m, n] of each sample.
+    """The mean attention over heads and positions in one U-Net pass, a layer each: [m, n], of the tokens [m, n].
 
     The readers stay for the block; what they read there is computed and not kept, which would keep its graph alive.
     """
@@ -115,8 +122,8 @@ def _maps(
     forward = True
 
     def read(_layer: str, attn: Any, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-        mean = attention_probabilities(attn, query, key, mask).mean(dim=1)  # [m, p, t]
-        picked = mean.gather(2, tokens.unsqueeze(1).expand(-1, mean.shape[1], -1))
+        mean = at_least_float32(attention_probabilities(attn, query, key, mask)).mean(dim=(1, 2))  # [m, t]
+        picked = mean.gather(1, tokens)
         if forward:
             layers.append(picked)
 
@@ -126,19 +133,16 @@ def _maps(
         yield layers
 
 
-def _mean_map(layers: Sequence[Tensor], side: int) -> Tensor:
-    """[m, n, side, side]."""
-    squares = []
-    for layer in layers:
-        height = math.isqrt(layer.shape[1])
-        maps = layer.transpose(1, 2).reshape(len(layer), -1, height, height)
-        squares.append(F.interpolate(maps, (side, side), mode="bilinear"))
-    return torch.stack(squares).mean(dim=0)
+def _around(starts: Sequence[int], span: int, sizes: Sequence[int]) -> Tensor:
+    """Of each sample, so many positions without the `span` of them from `start` on; padded with 0: [m, n]."""
+    widest = max(sizes)
+    rows = [[k + span * (k >= start) for k in range(size)] for start, size in zip(starts, sizes, strict=True)]
+    return torch.tensor([row + [0] * (widest - len(row)) for row in rows])
 
 
-def _around(starts: Sequence[int], count: int, length: int) -> Tensor:
-    """Every position but `count` of them from `start` on: [m, length - count]."""
-    return torch.tensor([[*range(start), *range(start + count, length)] for start in starts])
+def _shares(sizes: Sequence[int]) -> Tensor:
+    """What each token counts in its sample's mean: [m, n]."""
+    return torch.tensor([[1 / size] * size + [0.0] * (max(sizes) - size) for size in sizes])
 
 
 def _picked(encodings: Tensor, tokens: Tensor) -> Tensor:

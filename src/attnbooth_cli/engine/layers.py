@@ -123,7 +123,7 @@ def build_plan(
         for key in (f"train.{name}.{weight}" for name in STAGE_NAMES for weight in ("mean_weight", "variance_weight")):
             values[key], origins[key] = 0.0, NO_REGULARISER
     stages = tuple(_stage(stage, values) for stage in method.stages)
-    _require_consistent(method, stages)
+    _require_consistent(method, stages, manifest.concept.vectors)
     if not any(stage.enabled for stage in stages):
         raise InputError("every stage is disabled: nothing would be trained", "enable one of train.<stage>.enabled")
     concept = manifest.concept
@@ -160,7 +160,7 @@ def _stage(stage: Stage, values: Mapping[str, Any]) -> Stage:
     return dataclasses.replace(stage, **chosen)
 
 
-def _require_consistent(chosen: Method, stages: Sequence[Stage]) -> None:
+def _require_consistent(chosen: Method, stages: Sequence[Stage], vectors: int) -> None:
     """Refuses what a stage does not do, where it would otherwise be ignored or go wrong."""
     method = chosen.name
     enabled = [stage for stage in stages if stage.enabled]
@@ -174,6 +174,11 @@ def _require_consistent(chosen: Method, stages: Sequence[Stage]) -> None:
             raise InputError(
                 f"the attention regulariser is not for {method}{why}",
                 f"leave train.{stage.name}.mean_weight and so on out",
+            )
+        if stage.adapter == "mapper" and vectors > 1:
+            raise InputError(
+                f"{method} makes one vector for [V], and this concept has {vectors}",
+                "set [concept] vectors = 1 in attnbooth.toml, or choose another method",
             )
         if stage.embedding_rate and stage.adapter != "image-attention":
             raise InputError(

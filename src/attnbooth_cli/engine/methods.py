@@ -250,9 +250,10 @@ VICO = Method(
     prompts=TEMPLATES,
     optimizer=AdamW(),
     source="ViCo (Hao et al. 2023); haoosz/ViCo, ldm/models/diffusion/ddpm.py, configure_optimizers: 1e-5 of "
-    "the new layers; configs/v1-finetune.yaml: 5.0e-03 of the embedding, batch_size 1; README: 400 steps",
+    "the new layers; configs/v1-finetune.yaml: 5.0e-03 of the embedding, batch_size 1; 400 steps, "
+    "the last of the checkpoints its README uses",
     with_category=False,
-    settings={"train.augmentation": "none"},
+    settings={"train.augmentation": "squeezed"},
 )
 
 
@@ -279,7 +280,7 @@ CORE = replace(
         *ATTNDREAMBOOTH.stages[1:],
     ),
     source=f"{ATTNDREAMBOOTH.source}; with the context regularisation of CoRe (Wu et al. 2024) in stage 1, its weights "
-    "those of a public re-implementation (the authors published none)",
+    "those of pangy9/CoRe, bash_script/train.sh, and of its appendix G",
 )
 
 PRIOR = replace(

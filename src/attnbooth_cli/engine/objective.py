@@ -109,9 +109,10 @@ def context_loss(
     batch: Batch,
     accelerator: Any,
 ) -> Iterator[Tensor]:
-    """CoRe's terms (`context`), a sum over the micro-batch, each sample with a prompt of its own.
+    """CoRe's terms (`context`) of a micro-batch, each sample with a prompt of its own.
 
-    For the block, to which their backward pass belongs.
+    As in its authors' code, that of the encodings is a mean over the whole batch and that of the maps a sum over it, so
+    that either adds up over micro-batches. For the block, to which their backward pass belongs.
     """
     components = subject.components
     (encoder,) = components.text_encoders
@@ -127,7 +128,7 @@ def context_loss(
                 [known[number] for number in numbers],
                 noisy,
                 batch.timesteps,
-                (stage.context_weight, stage.context_attention_weight),
+                (stage.context_weight / stage.batch_size, stage.context_attention_weight),
             )
             around = regularised.enter_context(terms)
         yield around
@@ -136,13 +137,16 @@ def context_loss(
 def prior_loss(
     stage: Stage, step: int, indices: Sequence[int], subject: Subject, accelerator: Any, conditioning: Conditioner
 ) -> Tensor:
-    """The diffusion loss on as many pictures of the class, with the class's prompt (DreamBooth, equation 2)."""
+    """The diffusion loss on as many pictures of the class, with the class's prompt (DreamBooth, equation 2).
+
+    Noise weighting is for the concept's pictures alone, as in huggingface/diffusers, train_dreambooth.py.
+    """
     if subject.prior is None:
         raise ValueError(f"stage {stage.name} has a prior weight and no pictures of the class")
     batch = subject.prior.batch(f"{stage.name} prior", step, indices, stage.batch_size)
-    unregularised = replace(stage, mean_weight=0.0, variance_weight=0.0)
+    plain = replace(stage, mean_weight=0.0, variance_weight=0.0, snr_gamma=0.0)
     with accelerator.autocast():
-        return objective(unregularised, subject.components, batch, conditioning.of_class(), None).diffusion
+        return objective(plain, subject.components, batch, conditioning.of_class(), None).diffusion
 
 
 def objective(

@@ -95,7 +95,7 @@ class Plan:
     micro_batch_size: int
     gradient_checkpointing: bool
     regulariser: bool
-    augmentation: Literal["published", "upright", "stretched", "cropped", "none"]
+    augmentation: Literal["published", "upright", "stretched", "squeezed", "cropped", "none"]
     augmentation_pool: int
     prior_pictures: int
     smoke: bool

@@ -78,7 +78,7 @@ class TrainTable(_Table):
     gradient_checkpointing: bool | None = None
     deterministic: bool | None = None
     regulariser: bool | None = None
-    augmentation: Literal["published", "upright", "stretched", "cropped", "none"] | None = None
+    augmentation: Literal["published", "upright", "stretched", "squeezed", "cropped", "none"] | None = None
     augmentation_pool: Annotated[int, Field(ge=0, le=100_000)] | None = None
     prior_pictures: Annotated[int, Field(gt=0, le=100_000)] | None = None
     embedding: StageTable = StageTable()
