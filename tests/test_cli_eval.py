@@ -274,6 +274,7 @@ def test_pictures_held_out_are_scored_beside(cli: Cli, trained: Path, prompts: P
 
 def test_a_folder_for_pictures_held_out_may_be_empty(cli: Cli, trained: Path, prompts: Path) -> None:
     (trained / "held-out").mkdir()
+    (trained / "held-out" / "README.txt").write_text("pictures of the mushroom that training does not see")
     document = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift", "--json").document
     assert "held-out identity" not in document["overall"]
 
@@ -561,6 +562,114 @@ def test_a_judge_is_known_by_all_its_weights(cli: Cli, trained: Path, prompts: P
     flip_byte(judge / "text_encoder" / "model.safetensors")
     other = cli("eval", trained, *flags, "--clip", judge, "--against", first["report"]).document
     assert "judge is" in other["not_compared"]
+
+
+def test_a_judge_is_known_by_its_configuration_too(cli: Cli, trained: Path, prompts: Path, tmp_path: Path) -> None:
+    """Another activation gives other features of the same weights, of pictures and of texts."""
+    import shutil
+
+    from attnbooth_cli.engine.base_models import bundled_folder
+
+    judge = Path(shutil.copytree(bundled_folder(), tmp_path / "judge"))
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--json", "--clip", judge)
+    first = cli("eval", trained, *flags).document
+    config = judge / "clip" / "config.json"
+    document = json.loads(config.read_text())
+    document["vision_config"]["hidden_act"] = "relu"
+    config.write_text(json.dumps(document))
+    second = cli("eval", trained, *flags, "--against", first["report"]).document
+    assert second["made"] == 0
+    assert second["identity"] != first["identity"]
+    assert "configured otherwise" in second["not_compared"]
+
+
+def test_pictures_there_from_a_smaller_question_are_not_made_again(
+    cli: Cli, trained: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnbooth_cli.engine import gallery
+
+    asked: list[int] = []
+    sample = gallery.sample_missing
+
+    def counted(components: Any, requests: Any, settings: Any, missing: Any, batch_size: int) -> Any:
+        batches = [range(start, start + batch_size) for start in range(0, len(requests), batch_size)]
+        asked.append(sum(len(requests[its.start : its.stop]) for its in batches if set(its) & set(missing)))
+        return sample(components, requests, settings, missing, batch_size)
+
+    monkeypatch.setattr(gallery, "sample_missing", counted)
+    prompts.write_text("".join(f"a photo of a {{}} on the {place}\n" for place in ("beach", "road", "grass", "snow")))
+    flags = ("--prompts", prompts, "--no-drift", "--json")
+    assert cli("eval", trained, *flags, "-n", 3).document["made"] == 12
+    assert cli("eval", trained, *flags, "-n", 4).document["made"] == 4
+    assert asked == [12, 4]
+
+
+def test_taking_back_and_forth_makes_no_picture_again(cli: Cli, trained: Path, prompts: Path) -> None:
+    """A stage's pictures depend on what it is loaded from, and not on the other files beside it."""
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--json")
+    first = cli("eval", trained, *flags, "--stage", "attention").document
+    assert first["made"] == 2
+    assert cli("take", trained, "attention-000008").code == 0
+    second = cli("eval", trained, *flags).document
+    assert (second["stage"], second["made"], second["identity"]) == ("attention", 0, first["identity"])
+
+
+def test_deviations_from_a_protocol_and_a_smoke_test_are_said(cli: Cli, trained: Path, prompts: Path) -> None:
+    done = cli("eval", trained, "--protocol", "textual-inversion", "--clip", "tiny", "--prompts", prompts, "-n", 1)
+    assert "not as that protocol has it: prompts own, pictures per prompt 1, judge tiny" in " ".join(done.out.split())
+    card = trained / "concept" / "concept.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"smoke": True}))
+    for _ in range(2):  # also where no picture is made
+        done = cli("eval", trained, "--prompts", prompts, "-n", 1, "--no-drift")
+        assert "this concept comes from a smoke test" in " ".join(done.err.split())
+        assert "of stage unet, a smoke test" in " ".join(done.out.split())
+
+
+def test_drift_of_black_pictures_is_none_and_meets_no_gate(
+    cli: Cli, trained: Path, prompts: Path, tmp_path: Path
+) -> None:
+    flags = ("--prompts", prompts, "-n", 1, "--untuned-pictures", tmp_path / "base")
+    assert cli("eval", trained, *flags).code == 0
+    for path in (tmp_path / "base").rglob("*.png"):
+        Image.new("RGB", (64, 64)).save(path)
+    done = cli("eval", trained, *flags, "--max-drift", 2)
+    assert done.code == 3
+    said = " ".join(done.err.split())
+    assert "8 of the base model's pictures are all black" in said
+    assert "drift could not be measured" in said
+    assert "drift " not in done.out
+
+
+def test_projects_are_told_apart_where_messages_are_quiet(
+    cli: Cli, trained: Path, prompts: Path, tmp_path: Path
+) -> None:
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "-q")
+    done = cli("eval", trained, tmp_path / "absent", *flags, "--min-identity", 1)
+    assert str(trained) in done.out.splitlines()
+    assert [line for line in done.err.splitlines() if line.startswith("== ")] == [
+        f"== {trained}", f"== {tmp_path / 'absent'}",
+    ]  # fmt: skip
+    assert "absent was not scored" in " ".join(done.out.split())
+
+
+def test_a_base_model_that_moved_is_found_where_the_manifest_says(
+    cli: Cli, project: Path, prompts: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from attnbooth_cli.engine.base_models import bundled_folder
+
+    base = Path(shutil.copytree(bundled_folder(), tmp_path / "base"))
+    manifest = project / "attnbooth.toml"
+    manifest.write_text(manifest.read_text().replace('"tiny"', f'"{base.as_posix()}"'))
+    assert cli("train", project, *SHORT).code == 0
+    flags = ("--prompts", prompts, "-n", 1, "--no-drift", "--clip", "tiny")
+    shutil.move(base, tmp_path / "elsewhere")
+    assert cli("eval", project, *flags).code != 0
+    text = manifest.read_text().replace(base.as_posix(), (tmp_path / "elsewhere").as_posix())
+    manifest.write_text(text)
+    assert cli("eval", project, *flags).code == 0
+    assert cli("generate", project, PROMPT).code == 0
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,19 @@ def test_an_unreadable_snapshot_is_no_hindrance(cli: Cli, kept: Path, tmp_path: 
     assert cli("take", kept, "attention-000006").code == 0
 
 
+def test_a_snapshot_with_damaged_weights_is_no_hindrance(cli: Cli, kept: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a photo of a {} on the beach")
+    snapshot_of = kept / "runs" / "001-attndreambooth" / "snapshots" / "attention-000003"
+    flip_byte(max(snapshot_of.rglob("*.safetensors"), key=lambda path: path.stat().st_size))
+    done = cli("eval", kept, "--prompts", prompts, "-n", 1, "--no-drift", "--checkpoints", "--json")
+    assert done.code == 0
+    assert [row["name"] for row in done.document["over_training"]["moments"]] == [
+        name for name in MOMENTS if name != "attention-000003"
+    ]
+    assert "note: skipped: " in done.err
+
+
 def test_snapshots_of_a_run_that_diverged(cli: Cli, project: Path, tmp_path: Path) -> None:
     """When they are wanted most: the run has no concept, and its snapshots are scored and taken all the same."""
     prompts = tmp_path / "prompts.txt"

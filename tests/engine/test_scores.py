@@ -94,6 +94,29 @@ def test_copies_are_laid_out_as_their_picture_and_true_pictures_are_not() -> Non
         assert not any(any(alike(picture)) for picture in true)
 
 
+def test_a_copy_of_a_picture_that_is_not_square_is_a_square_of_it() -> None:
+    """Training shows squares from along its longer side, or all of it stretched."""
+    folder = Path(__file__).parents[2] / "benchmarks" / "concepts" / "test" / "cat" / "images"
+    first, second, *_ = (Image.open(path).convert("RGB") for path in sorted(folder.iterdir()))
+    side = first.height
+    for turned in (False, True):
+        photo = Image.new("RGB", (2 * side, side))
+        photo.paste(first, (0, 0))
+        photo.paste(second, (side, 0))
+        photo = photo.resize((8 * side, 4 * side), Image.Resampling.BICUBIC)
+        boxes = [(start, 0, start + photo.height, photo.height) for start in (0, 70, 4 * side)]
+        copies = [photo.crop(box) for box in boxes] + [photo.resize((side, side), Image.Resampling.BICUBIC)]
+        if turned:
+            photo, *copies = (its.transpose(Image.Transpose.ROTATE_90) for its in (photo, *copies))
+        among = layouts_of_copies(photo)
+        for copied in copies:
+            for shown in (copied, ImageOps.mirror(copied)):
+                small = shown.resize((side, side), Image.Resampling.BICUBIC)
+                assert float((among @ layout(small)).max()) >= SAME_LAYOUT
+        third = Image.open(sorted(folder.iterdir())[2]).convert("RGB")
+        assert float((among @ layout(third)).max()) < SAME_LAYOUT
+
+
 def test_intervals_hold_the_mean_and_shrink_with_the_spread() -> None:
     values = np.random.default_rng(0).normal(0.3, 0.1, 24)
     wide, narrow = scores.bootstrap(values), scores.bootstrap(0.3 + (values - 0.3) / 10)

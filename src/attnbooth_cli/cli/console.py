@@ -86,6 +86,10 @@ class Console:
         """A message that something may not be as the person thinks."""
         self.message(f"note: {text}")
 
+    def name(self, project: object) -> None:
+        """Says which project an error is of, where the message that work on it began was not wanted."""
+        _say(f"== {printable(str(project))}")
+
     def failure(self, error: BoothError, project: object = None, run: str | None = None) -> None:
         """An error, with what to do about it as the last line; also as JSON when asked for."""
         with contextlib.suppress(OSError):  # stdout may be what failed

@@ -43,6 +43,8 @@ def each_project(
             raise
         except Exception as error:
             failure = explain(error)
+            if len(projects) > 1 and console.quiet:
+                console.name(root)
             report(root, failure)
             codes.append(failure.exit_code)
             del failure

@@ -24,9 +24,11 @@ SHOWN = {
 }
 
 
-def scores_lines(scores: Scores) -> Iterator[str]:
-    """The scores of one project."""
+def scores_lines(scores: Scores, root: Path | None = None) -> Iterator[str]:
+    """The scores of one project, which is named where there are several."""
     report = scores.report
+    if root is not None:
+        yield f"{root}"
     protocol, overall, references = report["protocol"], report["overall"], report["references"]
     for name, what in SHOWN.items():
         if found := overall.get(name):
@@ -45,7 +47,12 @@ def scores_lines(scores: Scores) -> Iterator[str]:
         "  ",
         "    ",
     )
-    yield from folded(f"run {report['run']}, after step {report['step']} of stage {report['stage']}", "  ", "    ")
+    if others := protocol["deviations"]:
+        said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in others.items())
+        yield from folded(f"not as that protocol has it: {said}", "  ", "    ")
+    smoke = ", a smoke test" if report["smoke"] else ""
+    told = f"run {report['run']}, after step {report['step']} of stage {report['stage']}{smoke}"
+    yield from folded(told, "  ", "    ")
     yield "  identity    text  prompt"
     for row in report["per_prompt"]:
         yield from folded(row["prompt"], f"  {row['identity']:8.4f}{row['text']:8.4f}  ")

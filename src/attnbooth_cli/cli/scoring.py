@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attnbooth_cli.cli.console import Console, printable
 from attnbooth_cli.cli.each import each_project, in_one_document
 from attnbooth_cli.cli.first_use import heavy_imports
+from attnbooth_cli.cli.lines import folded
 from attnbooth_cli.cli.scores import comparison_lines, over_training_lines, scores_lines
 from attnbooth_cli.engine.gates import Gates
 from attnbooth_cli.project.project import Project
@@ -55,6 +56,7 @@ def run_scoring(
         ):
             over_training = evaluation.evaluate_over_training(root, question, emit=emit) if checkpoints else None
             found = over_training.concept if over_training else evaluation.evaluate(root, question, emit=emit)
+        named = root if len(projects) > 1 else None
         document = {name: value for name, value in found.report.items() if name != "schema"}
         results.append({"project": str(root), **document, "report": str(found.path)})
         reports[str(root)] = found.report
@@ -62,7 +64,7 @@ def run_scoring(
             results[-1]["over_training"] = {
                 **over_training.report, "report": str(over_training.path), "plot": str(over_training.plot),
             }  # fmt: skip
-        for line in (*(over_training_lines(root, over_training) if over_training else ()), *scores_lines(found)):
+        for line in (*(over_training_lines(root, over_training) if over_training else ()), *scores_lines(found, named)):
             console.result(printable(line))
         if report:
             known, why_not = side_by_side(reports)
@@ -83,8 +85,16 @@ def run_scoring(
     table, why_not = side_by_side(reports)
     for line in comparison_lines(table):
         console.result(printable(line))
+    missing = [f"{root} was not scored" for root in projects if str(root) not in reports]
+    if missing and len(projects) + len(reports) > 2:
+        why_not = "; ".join([*missing, *([why_not] if why_not else [])])
     if why_not:
-        console.warning(f"{'left out of the comparison' if table else 'no comparison'}: {why_not}")
+        told = f"{'left out of the comparison' if table else 'no comparison'}: {why_not}"
+        if console.quiet:  # it is an answer to what was asked
+            for line in folded(told, "", "  "):
+                console.result(printable(line))
+        else:
+            console.warning(told)
     rows = [dataclasses.asdict(row) for row in table]
     extra: dict[str, Any] = {"comparison": rows} if rows else {}
     if why_not:

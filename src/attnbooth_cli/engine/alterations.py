@@ -7,7 +7,8 @@ light and colour where the picture has them, which another picture of the thing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ SAME_LAYOUT = 0.95
 """Correlation of two layouts from which they are one."""
 SCALES = (1.0, 0.95, 0.9, 0.85, 0.8)
 """How close a copy is looked for, as shares of each side."""
+LARGEST = 256
+"""Pixels of the shorter side from which a picture is described; a cell has enough of them."""
 
 
 def layout(picture: Image.Image) -> NDArray[np.float64]:
@@ -34,9 +37,21 @@ def layout(picture: Image.Image) -> NDArray[np.float64]:
 
 
 def layouts_of_copies(picture: Image.Image) -> NDArray[np.float64]:
-    """The layouts that copies of a picture may have, [2 SCALES, 3 GRID^2]: closer and closer, and mirrored."""
-    closer = [_closer(picture, share) for share in SCALES]
+    """The layouts that copies of a picture may have, [a, 3 GRID^2]: closer and closer, and mirrored; of one that is not
+    square, stretched to a square or cut to one, as training shows it."""
+    size = [max(1, round(side * min(1.0, LARGEST / min(picture.size)))) for side in picture.size]
+    smaller = picture if tuple(size) == picture.size else picture.resize((size[0], size[1]), Image.Resampling.BOX)
+    closer = [_closer(shown, share) for shown in (smaller, *_squares(smaller)) for share in SCALES]
     return np.stack([layout(its) for its in (*closer, *map(ImageOps.mirror, closer))])
+
+
+def _squares(picture: Image.Image) -> Iterator[Image.Image]:
+    """The squares along the longer side, half a cell apart; none of a picture that is square."""
+    (width, height), side = picture.size, min(picture.size)
+    count = math.ceil(2 * GRID * (max(picture.size) / side - 1)) + 1
+    for step in range(count if width != height else 0):
+        left, top = (round((its - side) * step / (count - 1)) for its in (width, height))
+        yield picture.crop((left, top, left + side, top + side))
 
 
 def _closer(picture: Image.Image, share: float = CLOSER) -> Image.Image:

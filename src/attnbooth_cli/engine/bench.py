@@ -45,9 +45,11 @@ class Bench:
         """Whose concept is scored."""
         return self.sitting.project
 
-    def features(self, judge: PictureJudge, paths: Sequence[Path]) -> Array:
-        """Of generated pictures, [n, d]."""
-        return as_array(features(self.project.evaluation / "features", judge, paths))
+    def features(self, judge: PictureJudge, paths: Sequence[Sequence[Path]]) -> Array:
+        """Of generated pictures, as many of each prompt: [p, n, d]."""
+        folder = self.project.evaluation / "features"
+        found = as_array(features(folder, judge, [path for row in paths for path in row]))
+        return found.reshape(len(paths), -1, judge.width)
 
     def training_features(self, judge: PictureJudge, paths: Sequence[Path], alteration: str | None = None) -> Array:
         """Of pictures of the concept, [n, d]."""
@@ -77,7 +79,7 @@ def open_bench(
         emit(Warned(text))
 
     references = sitting.training_pictures()
-    there = held_out.is_dir() and any(not path.name.startswith(".") for path in held_out.iterdir())
+    there = held_out.is_dir() and any(path.suffix.lower() in pictures.EXTENSIONS for path in held_out.iterdir())
     kept_out = tuple(picture.path for picture in pictures.survey([held_out]).pictures) if there else ()
     if {_shown(path) for path in references} & {_shown(path) for path in kept_out}:
         say(f"{held_out} has a copy of a training picture: its score is not held out")

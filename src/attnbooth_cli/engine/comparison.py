@@ -160,6 +160,8 @@ def _judges(mine: Any, its: Any) -> str:
     if mine.get("sha256") != its.get("sha256"):
         told = (f"{judge.get('ref')} (weights {str(judge.get('sha256'))[:8]})" for judge in (mine, its))
         return f"judge is {' and '.join(told)}"
+    if mine.get("config_sha256") != its.get("config_sha256"):
+        return f"judge {mine.get('ref')} is configured otherwise"
     return f"judge {mine.get('ref')} takes pictures in another way ({_way(mine)} and {_way(its)})"
 
 

@@ -159,16 +159,20 @@ def publish_again(place: Path, card: Card, stage: StageName) -> None:
         ResourceError: it cannot be written.
     """
     verify(card, f"restore it from a copy, or delete {card.folder}")
-    always = (EMBEDDINGS, *(kind.file for kind in prompting.KINDS.values()))
-    of_stage = {"embedding": always, "attention": (*always, ATTENTION)}
-    files = [name for name in card.document["files"] if stage == "unet" or name in of_stage[stage]]
     stages = card.stages[: card.stages.index(stage) + 1]
     with durable.new_directory(place) as folder:
-        for name in files:
+        for name in files_of(card, stage):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(card.folder / name, folder / name)
         document = {**card.document, "stages": list(stages), "step": card.steps(stage), "files": _listed(folder)}
         durable.write_json(folder / CARD, document)
+
+
+def files_of(card: Card, stage: StageName) -> list[str]:
+    """The files that a concept as it was after `stage` is loaded from."""
+    always = (EMBEDDINGS, *(kind.file for kind in prompting.KINDS.values()))
+    of_stage = {"embedding": always, "attention": (*always, ATTENTION)}
+    return [name for name in card.document["files"] if stage == "unet" or name in of_stage[stage]]
 
 
 def read_card(project: Project) -> Card:

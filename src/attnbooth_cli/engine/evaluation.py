@@ -102,7 +102,7 @@ def evaluate_over_training(
     found: list[snapshots.Moment] = []
 
     def newest_card(project: Project) -> Card:
-        found.extend(snapshots.moments(project, emit))
+        found.extend(snapshots.moments(project, emit, whole=True))
         return snapshots.present(project) or found[-1].card
 
     bench = open_bench(root, options, emit, newest_card, ComponentPool(keep=True))
@@ -183,20 +183,26 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
         "pictures": [path.relative_to(bench.project.root).as_posix() for its in own for path in its],
         "made": made + made_untuned,
     }
+    if card.smoke:
+        sitting.emit(Warned("this concept comes from a smoke test: it has hardly learned anything"))
     report["references"] |= {
         "pictures": [path.relative_to(bench.project.root).as_posix() for path in bench.references],
         "sha256": sorted(map(durable.sha256, bench.references)),
         "category": card.placeholder.category,
     }
-    if black := sum(is_black(pictures.load(path)) for its in paths for path in its):
-        sitting.emit(Warned(f"{black} of the pictures are all black; --device cpu computes in float32"))
+    for rows, what in ((own, "pictures"), (moved, "pictures of other prompts"), (untuned, "base model's pictures")):
+        if black := _black(rows):
+            sitting.emit(Warned(f"{black} of the {what} are all black; --device cpu computes in float32"))
+    if _black([*moved, *untuned[len(plain) :]]) and moved:
+        sitting.emit(Warned("drift is not measured: it would be of pictures that show nothing"))
+        moved = []
     for name, judge, references in (
         ("held-out identity", bench.clip, bench.held_out),
         ("dino identity", bench.dino, bench.references),
     ):
         if judge and references:
             its = bench.training_features(judge, references)
-            values = np.stack([scores.identity(its, bench.features(judge, row)) for row in own])
+            values = np.stack([scores.identity(its, row) for row in bench.features(judge, own)])
             counted = [prompt in question.identity_prompts for prompt in question.prompts]
             report["overall"][name] = {
                 **(summary(values[counted]) or {}),
@@ -204,8 +210,8 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
                 "sha256": sorted(map(durable.sha256, references)),
             }
     if moved:
-        pairs = zip(untuned[len(plain) :], moved, strict=True)
-        values = np.stack([scores.drift(*(bench.features(bench.clip, row) for row in pair)) for pair in pairs])
+        pairs = zip(*(bench.features(bench.clip, its) for its in (untuned[len(plain) :], moved)), strict=True)
+        values = np.stack([scores.drift(*pair) for pair in pairs])
         report["overall"]["drift"] = summary(values)
         report["drift_pairs"] = [
             {"prompt": prompt, "seed": seed, "drift": float(value)}
@@ -218,16 +224,20 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
     return report
 
 
+def _black(rows: Sequence[Sequence[Path]]) -> int:
+    return sum(is_black(pictures.load(path)) for its in rows for path in its)
+
+
 def _clip_scores(bench: Bench, paths: Sequence[Sequence[Path]]) -> dict[str, Any]:
     """`paths` prompt by prompt."""
     judge, texts = bench.clip, bench.texts
     layouts = np.stack([layout(pictures.load(path)) for row in paths for path in row])  # [pn, d]
-    of_copies = np.stack([layouts_of_copies(pictures.load(path)) for path in bench.references])  # [r, a, d]
+    of_copies = [layouts_of_copies(pictures.load(path)) for path in bench.references]  # r of [a, d]
     found = Features(
         bench.training_features(judge, bench.references),
         np.stack([bench.training_features(judge, bench.references, alteration) for alteration in ALTERATIONS]),
-        np.stack([bench.features(judge, row) for row in paths]),
-        np.einsum("kd,rad->kra", layouts, of_copies).max(2) >= SAME_LAYOUT,
+        bench.features(judge, paths),
+        np.stack([(layouts @ its.T).max(1) for its in of_copies], 1) >= SAME_LAYOUT,
         as_array(judge.texts(texts.full)),
         as_array(judge.texts([rest or "" for rest in texts.rest])),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -19,6 +20,11 @@ from attnbooth_cli.engine.judges import PictureJudge
 from attnbooth_cli.engine.weights import read_tensors
 from attnbooth_cli.errors import BoothError, DamagedError
 from attnbooth_cli.project import durable, pictures
+
+AT_ONCE = 256
+"""Pictures that are in memory together, after which features are written."""
+PREPARATION = 1
+"""To be counted up when `alterations` or `preprocessing` change what a judge is shown."""
 
 
 def features(
@@ -45,18 +51,21 @@ def features(
         raise DamagedError(f"{error.filename} vanished while it was evaluated", "run eval again") from None
     place = folder / f"{_name(judge)}.safetensors"
     known = _read(place, judge.width)
-    missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
-    if missing:
-        rows = judge.features([prepared(altered(pictures.load(path))) for path in missing.values()])
+    missing = list({key: path for key, path in zip(keys, paths, strict=True) if key not in known}.items())
+    for start in range(0, len(missing), AT_ONCE):
+        part = dict(missing[start : start + AT_ONCE])
+        rows = judge.features([prepared(altered(pictures.load(path))) for path in part.values()])
         if not torch.isfinite(rows).all():
             raise DamagedError(f"the judge {judge.identity['ref']} gives features that are not finite", None)
-        known |= {key: row.clone() for key, row in zip(missing, rows, strict=True)}
+        known |= {key: row.clone() for key, row in zip(part, rows, strict=True)}
         durable.write_bytes(place, save(known, {"format": "pt"}))
     return torch.stack([known[key] for key in keys])
 
 
 def _name(judge: PictureJudge) -> str:
-    return hashlib.sha256(json.dumps(judge.identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """By everything that decides a feature but the picture: the judge, the libraries that ran it, and our own part."""
+    how = {"ours": PREPARATION, **{name: version(name) for name in ("transformers", "pillow")}}
+    return hashlib.sha256(json.dumps([judge.identity, how], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _read(place: Path, width: int) -> dict[str, Tensor]:

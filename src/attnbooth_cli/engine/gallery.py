@@ -80,7 +80,18 @@ def fill(
     done = len(requests) - len(missing)
     emit(Advanced(done, len(requests)))
     if missing:
-        for place, picture in sample_missing(components(), requests, shelf.settings, missing, batch_size):
+        gone = {paths[place] for place in missing}
+        batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+        torn = sum(len({path in gone for path in batch}) == 2 for batch in batches)
+        # One batch of which a part is there is where an interruption was: it is made as a whole, as it would have been.
+        # Several are left by another question, such as a smaller n, whose pictures were in other batches anyway.
+        places = missing if torn > 1 else range(len(requests))
+        asked = [requests[place] for place in places]
+        wanted = [
+            number for number, place in enumerate(places) if paths[place] in gone and first[paths[place]] == place
+        ]
+        for number, picture in sample_missing(components(), asked, shelf.settings, wanted, batch_size):
+            place = places[number]
             told = {**shelf.subject, **dataclasses.asdict(shelf.settings), **dataclasses.asdict(requests[place])}
             _save(paths[place], picture, told)
             done += 1

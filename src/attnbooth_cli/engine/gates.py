@@ -44,7 +44,9 @@ class Gates:
             for name, score, bound in (("identity", identity, self.min_identity), ("text", text, self.min_text))
             if bound is not None and not score >= bound  # nan meets no gate
         ]
-        if self.max_drift is not None and drift is not None and not drift <= self.max_drift:
+        if self.max_drift is not None and drift is None:
+            missed.append("drift could not be measured")
+        elif self.max_drift is not None and drift is not None and not drift <= self.max_drift:
             missed.append(f"drift is {drift:.4f}, {drift - self.max_drift:.4g} above the gate of {self.max_drift:g}")
         if missed:
             raise GateError("; ".join(missed), "look at the pictures: attnbooth generate PROJECT PROMPT -n 4 --grid")

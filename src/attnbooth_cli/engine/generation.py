@@ -22,9 +22,10 @@ from attnbooth_cli.engine.preparation import changed_files, weights_sha256
 from attnbooth_cli.engine.sampling import SCHEDULERS, Request, SamplingSettings, is_black, sample_missing
 from attnbooth_cli.engine.tokens import check_length, maximum_length
 from attnbooth_cli.engine.vocabulary import warn_of_unknown_words
-from attnbooth_cli.errors import InputError
+from attnbooth_cli.errors import BaseModelError, InputError
 from attnbooth_cli.events import Advanced, Emit, Warned, ignore
 from attnbooth_cli.project import durable, pictures
+from attnbooth_cli.project.manifest import Manifest
 from attnbooth_cli.project.project import Project, open_project
 from attnbooth_cli.project.samples import find_pictures, save_picture, slug
 from attnbooth_cli.reports.grids import contact_sheet
@@ -171,7 +172,7 @@ def load_concept(
         DamagedError, BaseModelError, ResourceError: see `errors`.
     """
     chosen = card.stage(stage)
-    base = resolve(card.document["base"]["model"], revision=card.document["base"]["revision"])
+    base = base_of(card, open_project(project.root)[1])
     components = load_base(base, device, precision, pool)
     concept.apply(project, card, chosen, components)
     changed = changed_files(base, card.document.get("base_files"))
@@ -183,6 +184,24 @@ def load_concept(
     if card.smoke:
         emit(Warned("this concept comes from a smoke test: it has hardly learned anything"))
     return LoadedConcept(project, card, base, chosen, components)
+
+
+def base_of(card: Card, manifest: Manifest) -> BaseModel:
+    """The base model a concept was trained on, or where that is gone the same weights from where the manifest says.
+
+    Raises:
+        BaseModelError: it is in neither place.
+    """
+    recorded = card.document["base"]
+    try:
+        return resolve(recorded["model"], revision=recorded["revision"])
+    except BaseModelError:
+        if manifest.base.model == recorded["model"]:
+            raise
+        moved = resolve(manifest.base.model, revision=manifest.base.revision)
+        if weights_sha256(moved) != recorded["sha256"]:
+            raise
+        return moved
 
 
 def load_base(base: BaseModel, device: str, precision: str, pool: ComponentPool | None = None) -> Components:

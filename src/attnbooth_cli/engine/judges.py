@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -32,6 +32,7 @@ def _as_it_is(picture: Image.Image) -> Image.Image:
     return picture
 
 
+T = TypeVar("T")
 PictureFeatures = Callable[[Sequence[Image.Image]], Tensor]
 """RGB pictures to L2-normalised features, [n, d] float32 on the CPU."""
 
@@ -104,22 +105,22 @@ def load_clip(ref: str, folder: Path, device: torch.device, preprocessing: Prepr
         projected: Tensor = model.visual_projection(pooled)
         return projected
 
-    @torch.no_grad()
-    def texts(sentences: Sequence[str]) -> Tensor:
+    def embed_texts(sentences: Sequence[str]) -> Tensor:
         tokens = tokenizer(
             list(sentences), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).to(device)
-        pooled = model.text_model(input_ids=tokens.input_ids).pooler_output
-        embedded: Tensor = F.normalize(model.text_projection(pooled), dim=-1).cpu()
-        if not torch.isfinite(embedded).all():
+        projected: Tensor = model.text_projection(model.text_model(input_ids=tokens.input_ids).pooler_output)
+        if not torch.isfinite(projected).all():
             raise DamagedError(f"the judge {ref} gives features that are not finite", "name another with --clip")
-        return embedded
+        return projected
 
     how = processor.to_dict() if preprocessing == "judge" else preprocessing
-    folders = [place, folder / "text_encoder"] if shared else [place]
+    folders = [place, folder / "text_encoder", folder / "tokenizer"] if shared else [place]
     identity = _identity("clip", ref, folders, how)
     training = textual_inversion_training if preprocessing == "textual-inversion" else _as_it_is
-    return ClipJudge(identity, model.config.projection_dim, _in_batches(embed), texts, training=training)
+    return ClipJudge(
+        identity, model.config.projection_dim, _in_batches(embed), _in_batches(embed_texts), training=training
+    )
 
 
 def load_dino(ref: str, folder: Path, device: torch.device) -> PictureJudge:
@@ -149,21 +150,32 @@ def load_dino(ref: str, folder: Path, device: torch.device) -> PictureJudge:
     return PictureJudge(identity, model.config.hidden_size, _in_batches(embed))
 
 
-def _in_batches(embed: PictureFeatures) -> PictureFeatures:
+def _in_batches(embed: Callable[[Sequence[T]], Tensor]) -> Callable[[Sequence[T]], Tensor]:
+    """Unit vectors, [n, d] float32 on the CPU, a bounded number at a time."""
+
     @torch.no_grad()
-    def features(pictures: Sequence[Image.Image]) -> Tensor:
-        parts = [embed(pictures[start : start + BATCH_SIZE]) for start in range(0, len(pictures), BATCH_SIZE)]
+    def features(its: Sequence[T]) -> Tensor:
+        parts = [embed(its[start : start + BATCH_SIZE]) for start in range(0, len(its), BATCH_SIZE)]
         return F.normalize(torch.cat(parts), dim=-1).cpu()
 
     return features
 
 
 def _identity(kind: str, ref: str, folders: Sequence[Path], preprocessing: Any) -> dict[str, Any]:
-    """What decides a judge's features: its weights by hash, a hub model's commit too, and how it takes pictures."""
-    weights = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    hashed = durable.sha256_of_text("\n".join(file_sha256(path) for path in weights))
-    commit = folders[0].name if is_commit(folders[0].name) else None
-    document = {"kind": kind, "ref": ref, "revision": commit, "sha256": hashed, "preprocessing": preprocessing}
+    """What decides a judge's features: its weights, configurations and tokenizer by hash, a hub model's commit too, and
+    how it takes pictures."""
+    weights, texts = (
+        [path for folder in folders for kind in kinds for path in sorted(folder.glob(kind))]
+        for kinds in (("*.safetensors",), ("config.json", "tokenizer*.json", "vocab.*", "merges.txt"))
+    )
+    document = {
+        "kind": kind,
+        "ref": ref,
+        "revision": folders[0].name if is_commit(folders[0].name) else None,
+        "sha256": durable.sha256_of_text("\n".join(file_sha256(path) for path in weights)),
+        "config_sha256": durable.sha256_of_text("\n".join(durable.sha256(path) for path in texts)),
+        "preprocessing": preprocessing,
+    }
     # As a report gives it back, so that both compare equal.
     found: dict[str, Any] = json.loads(json.dumps(document, default=str))
     return found

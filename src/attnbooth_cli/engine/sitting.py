@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from attnbooth_cli.engine.base_models import BaseModel, resolve
-from attnbooth_cli.engine.concept import Card
+from attnbooth_cli.engine.base_models import BaseModel
+from attnbooth_cli.engine.concept import Card, files_of
 from attnbooth_cli.engine.devices import resolve_device, resolve_precision
 from attnbooth_cli.engine.families import ComponentPool, Components, load_tokenizer
 from attnbooth_cli.engine.gallery import Shelf, fill
-from attnbooth_cli.engine.generation import load_base, load_concept
+from attnbooth_cli.engine.generation import base_of, load_base, load_concept
 from attnbooth_cli.engine.methods import StageName
 from attnbooth_cli.engine.preparation import file_hashes, weights_sha256
 from attnbooth_cli.engine.question import EvalOptions, Question, ask
@@ -60,7 +60,7 @@ class Sitting:
             "digest": card.document["digest"],
             "run": card.run,
             "stage": stage,
-            "files": card.document["files"],
+            "files": {name: card.document["files"][name] for name in files_of(card, stage)},
         }
 
         def load() -> Components:
@@ -137,13 +137,16 @@ def open_sitting(
     project, manifest = open_project(Path(root))
     durable.remove_temporaries(project.root, durable.ABANDONED)
     card = card_of(project)
-    base = resolve(card.document["base"]["model"], revision=card.document["base"]["revision"])
+    base = base_of(card, manifest)
     if weights_sha256(base) != card.document["base"]["sha256"]:
         raise BaseModelError(
             f"the base model {base.ref} has other weights than the one this concept was trained on",
             "put the former model back: with another, neither pictures nor drift mean anything",
         )
     question = ask(base, card, options)
+    chosen, *others = question.protocol.prompt_sets
+    if others and not (options.prompts or options.prompt_set):
+        emit(Warned(f"the prompts are those for {chosen} concepts; --prompts {others[0]} has the others"))
     _check_prompts(base, card.placeholder, question.prompts, emit)
     device = resolve_device(options.device)
     files = durable.sha256_of_text(json.dumps(file_hashes(base), sort_keys=True))

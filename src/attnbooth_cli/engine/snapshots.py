@@ -53,10 +53,13 @@ def snapshot_name(stage: StageName, step: int) -> str:
     return f"{stage}-{step:06d}"
 
 
-def moments(project: Project, emit: Emit = ignore) -> tuple[Moment, ...]:
+def moments(project: Project, emit: Emit = ignore, *, whole: bool = False) -> tuple[Moment, ...]:
     """Every moment on disk of the run `concept/` comes from, in the order of training.
 
     Where there is no concept, because its run was stopped or diverged: of the newest run that has snapshots.
+
+    Args:
+        whole: Leave out snapshots whose weights are damaged, too, which takes as long as reading them.
 
     Raises:
         InputError: there is neither a concept nor a snapshot.
@@ -66,13 +69,16 @@ def moments(project: Project, emit: Emit = ignore) -> tuple[Moment, ...]:
     cards = [card] if card else []
     for place in _snapshots(RunFolder(project, run).snapshots):
         try:
-            cards.append(concept.open_card(place, f"delete {place}"))
+            its = concept.open_card(place, f"delete {place}")
+            if whole:
+                concept.verify(its, f"delete {place}")
+            cards.append(its)
         except DamagedError as error:
             emit(Warned(f"skipped: {error.message}"))
     found: dict[str, Moment] = {}
-    for its in cards:
-        for stage in its.stages:
-            moment = Moment(stage, its.steps(stage), its)
+    for one in cards:
+        for stage in one.stages:
+            moment = Moment(stage, one.steps(stage), one)
             found.setdefault(moment.name, moment)
     if not found:
         raise InputError(f"no snapshot of run {run} can be read", command("resume", project.root))
