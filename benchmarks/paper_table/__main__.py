@@ -25,7 +25,8 @@ from attnbooth_cli.project import durable
 from attnbooth_cli.project.documents import csv_text
 from benchmarks.paper_table import page, peaks, plots, units
 from benchmarks.paper_table.claims import claim_lines
-from benchmarks.paper_table.run import Desk, do
+from benchmarks.paper_table.measures import SECOND_OPINION
+from benchmarks.paper_table.run import Desk, copied, do
 from benchmarks.paper_table.units import Unit
 from benchmarks.paper_table.variants import CONTENDERS
 
@@ -83,17 +84,20 @@ def write_page(work: Path) -> None:
     """The page's tables, between the comments with their names, and its pictures; what stands around them stays."""
     best = units.best_factors(work)
     found = page.gathered(work, best)
+    desk = Desk(ComponentPool())
+    copies = {name: copied(desk, "test", name) for name in {name for rows in found.values() for name in rows}}
     parts = {
         "state": page.state_lines(work, best),
         "made by": page.made_by_lines(found),
         "rates": page.rates_table(work, best),
         "claims": claim_lines(found, best),
-        "scores": page.main_table(found),
+        "scores": page.main_table(found, copies),
         "beyond": page.beyond_table(found),
         "costs": page.cost_table(found, peaks.measured(work)),
         "differences": page.difference_table(found, best),
         "published": page.published_table(found, best),
         "second opinion": page.second_opinion_table(found),
+        "second differences": page.difference_table(found, best, SECOND_OPINION),
         "fast": page.fast_table(work, units.fast_units(best)),
         "why": page.probe_table(work, units.probe_units(best)),
         "contenders": contender_tables(work, best),

@@ -24,6 +24,7 @@ MEASURES: Mapping[str, Callable[[Found], float]] = {
     "identity": lambda found: found["identity"],
     "in scenes": lambda found: float(np.mean([found["groups"][name]["identity"] for name in SCENES])),
     "text": lambda found: found["text"],
+    "text up to the true pictures'": lambda found: min(found["text"], found["truth"]["text"]),
     "merit": merit,
     "complex: identity": lambda found: found["complex"]["identity"],
     "complex: text": lambda found: found["complex"]["text"],
@@ -31,6 +32,10 @@ MEASURES: Mapping[str, Callable[[Found], float]] = {
     "drift: category": lambda found: found["drift of"]["category"],
     "drift: others": lambda found: found["drift of"]["others"],
     "copies": lambda found: found["copies"],
+    "second opinion: identity": lambda found: found["second opinion"]["identity"],
+    "second opinion: scene": lambda found: found["second opinion"]["scene"],
+    "second opinion: style": lambda found: found["second opinion"]["style"],
+    "second opinion: colour": lambda found: found["second opinion"]["colour"],
     "samples": lambda found: found["samples"],
     "CPU seconds": lambda found: found["seconds"],
 }
@@ -40,7 +45,9 @@ COSTS = ("samples", "CPU seconds")
 DIFFERENCES = (*SCORES, *BEYOND[:-1])
 SCHEDULES = ("identity", "text", "complex: identity", "complex: text", "drift")
 WHY = ("identity", "text", "merit", *SCHEDULES[2:])
-SECOND_OPINION = ("identity", "scene", "style", "colour")
+OPINIONS = ("identity", "scene", "style", "colour")
+"""Of the independent judges."""
+SECOND_OPINION = tuple(f"second opinion: {name}" for name in OPINIONS)
 
 
 def family(row: str) -> str:
@@ -49,5 +56,7 @@ def family(row: str) -> str:
 
 
 def by_concept(found: Results) -> list[dict[str, Any]]:
-    """One result of every concept, for what does not depend on the method."""
-    return list({concept: its for rows in found.values() for concept, its in rows.items()}.values())
+    """One result of every concept, for what does not depend on the method; one that says what the untuned model made of
+    the complex prompts, where there is one, as the first did not."""
+    results = [pair for rows in found.values() for pair in rows.items()]
+    return list(dict(sorted(results, key=lambda pair: "untuned" in pair[1]["complex"])).values())

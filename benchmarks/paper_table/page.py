@@ -16,6 +16,7 @@ from benchmarks.paper_table.measures import (
     COSTS,
     DIFFERENCES,
     MEASURES,
+    OPINIONS,
     SCHEDULES,
     SCORES,
     SECOND_OPINION,
@@ -76,40 +77,61 @@ def made_by_lines(found: Results) -> list[str]:
     lines = []
     for by in {tuple(its.items()): its for its in said if its}.values():
         versions = ", ".join(f"{name} {its}" for name, its in by.items() if name not in ("threads", "processor"))
-        lines.append(f"{versions}; {by['processor']}, {by['threads']} thread a process, two processes side by side.")
+        lines.append(f"{versions}; {by['processor']}, {by['threads']} thread a process.")
     if silent := sum(its is None for its in said):
-        lines.append(f"({silent} of {len(said)} results, made on the same machine, do not say.)")
-    return lines
+        lines.append(f"({silent} of {len(said)} results, the first that were made, do not say.)")
+    hours = sum(its["seconds"] for rows in found.values() for its in rows.values()) / 3600
+    return [*lines, f"Training alone took {hours:.1f} hours of one core; pictures and scores, a third of that again."]
 
 
 def rates_table(work: Path, best: Mapping[str, float]) -> list[str]:
     """With which factor of its published rates each method came out best, and by how much."""
     names = searched_on()
-    lines = [f"| method | best | merit on {' and '.join(names)} | next best | tried on {names[0]} |", "|---" * 5 + "|"]
+    lines = [
+        f"| method | best | merit on {' and '.join(names)} | drift | next best | tried on {names[0]} |",
+        "|---" * 6 + "|",
+    ]
 
     def told(method: str, factor: float) -> str:
         found = [result(work, Unit(method, factor, "tuning", name)) for name in names]
         return ", ".join("diverged" if its is None else f"{merit(its):.2f}" for its in found)
 
+    def moved(method: str, factor: float) -> str:
+        found = [result(work, Unit(method, factor, "tuning", name)) for name in names]
+        return _plain([its["drift"] for its in found if its])
+
     for method, factor in best.items():
         others = [its for its in ranked(work, method, names) if its != factor][:1]
-        next_best = f"{rates(others[0])}: {told(method, others[0])}" if others else ""
+        next_best = f"{rates(others[0])}: {told(method, others[0])}, drift {moved(method, others[0])}" if others else ""
         tried = ", ".join(f"{its:g}" for its in sorted(ranked(work, method, names[:1])))
-        lines.append(f"| {method} | {rates(factor)} | {told(method, factor)} | {next_best} | {tried} |")
+        lines.append(
+            f"| {method} | {rates(factor)} | {told(method, factor)} | {moved(method, factor)} | {next_best} | {tried} |"
+        )
     return lines
 
 
-def main_table(found: Results) -> list[str]:
-    """Identity, text and what they come to; the true pictures above, the untuned model below."""
+def main_table(found: Results, copied: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Identity, text and what they come to; the true pictures above, the untuned model below.
+
+    Args:
+        copied: By concept, what its training pictures score as answers to every prompt.
+    """
     concepts = by_concept(found)
     true, untuned = ([its[name] for its in concepts] for name in ("truth", "untuned"))
     reached = [[merit({**its, **its[name]}) for its in concepts] for name in ("truth", "untuned")]
+    same = [copied[its["concept"]] for its in concepts]
+    copies = {
+        **_both(same),
+        "in scenes": _each(same, "identity"),
+        "merit": [merit({**its, **one}) for its, one in zip(concepts, same, strict=True)],
+    }
     above = {**_both(true), "in scenes": _each(true, "in scenes"), "merit": reached[0]}
     return [
         *_head(SCORES),
         _line("the true pictures", len(concepts), SCORES, above),
         *_rows(found, SCORES),
         _line("the untuned model", len(concepts), SCORES, {**_both(untuned), "merit": reached[1]}),
+        _line("the training pictures", len(concepts), SCORES, copies),
     ]
 
 
@@ -136,21 +158,20 @@ def cost_table(found: Results, peaks: Mapping[str, float]) -> list[str]:
 def second_opinion_table(found: Results) -> list[str]:
     """What the independent judges say."""
     concepts = by_concept(found)
-    true = {name: [its["truth"]["second opinion"][name] for its in concepts] for name in SECOND_OPINION}
-    lines = [*_head(SECOND_OPINION), _line("the true pictures", len(concepts), SECOND_OPINION, true)]
-    for (label, factor), rows in found.items():
-        its = {name: [found["second opinion"][name] for found in rows.values()] for name in SECOND_OPINION}
-        lines.append(_line(label, len(rows), SECOND_OPINION, its, rates(factor)))
-    return lines
+    true = {f"second opinion: {name}": [its["truth"]["second opinion"][name] for its in concepts] for name in OPINIONS}
+    above = _line("the true pictures", len(concepts), SECOND_OPINION, true)
+    return [*_head(OPINIONS), above, *_rows(found, SECOND_OPINION)]
 
 
-def difference_table(found: Results, best: Mapping[str, float], ours: str = ATTNDREAMBOOTH.name) -> list[str]:
+def difference_table(
+    found: Results, best: Mapping[str, float], measures: Sequence[str] = DIFFERENCES, ours: str = ATTNDREAMBOOTH.name
+) -> list[str]:
     """How much more than our method every other scores, over the same concepts, each at its best rates."""
-    lines = _head(DIFFERENCES)
+    lines = _head([name.removeprefix("second opinion: ") for name in measures])
     reference = found.get((ours, best[ours]), {})
     for (label, factor), rows in found.items():
         if label != ours and factor == best[family(label)] and set(reference) & set(rows):
-            lines.append(_compared(label, rates(factor), reference, rows))
+            lines.append(_compared(label, rates(factor), reference, rows, measures))
     return lines
 
 
@@ -160,7 +181,7 @@ def published_table(found: Results, best: Mapping[str, float]) -> list[str]:
     for (label, factor), rows in found.items():
         published = found.get((label, PUBLISHED), {})
         if factor == best[family(label)] != PUBLISHED and set(published) & set(rows):
-            lines.append(_compared(label, rates(factor), published, rows))
+            lines.append(_compared(label, rates(factor), published, rows, DIFFERENCES))
     return lines
 
 
@@ -189,10 +210,12 @@ def fast_table(work: Path, todo: Sequence[Unit]) -> list[str]:
 
 
 def probe_table(work: Path, todo: Sequence[Unit]) -> list[str]:
-    """What might explain a claim that did not hold: means over the concepts that have been run."""
+    """What might explain a claim that did not hold: means over the concepts that have been run, then each of them."""
     lines = _head(WHY)
     for (label, factor), rows in by_name(work, todo, lambda unit: (unit.label, unit.factor)).items():
-        lines.append(_line(label, len(rows), WHY, {name: _measured(rows, name) for name in WHY}, rates(factor)))
+        values = [_measured(rows, name) for name in WHY]
+        cells = [f"{_plain(its)} ({', '.join(_plain([value]) for value in its)})" for its in values]
+        lines.append(f"| {label} | {rates(factor)} | {len(rows)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -248,11 +271,12 @@ def _rows(found: Results, columns: Sequence[str]) -> list[str]:
     ]
 
 
-def _compared(label: str, rates_: str, reference: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
+def _compared(
+    label: str, rates_: str, reference: Mapping[str, Any], rows: Mapping[str, Any], measures: Sequence[str]
+) -> str:
     common = sorted(set(reference) & set(rows))
     pairs = (
-        [np.array(_measured([of[name] for name in common], column)) for of in (reference, rows)]
-        for column in DIFFERENCES
+        [np.array(_measured([of[name] for name in common], column)) for of in (reference, rows)] for column in measures
     )
     return f"| {label} | {rates_} | {len(common)} | " + " | ".join(_difference(*pair) for pair in pairs) + " |"
 
@@ -272,7 +296,9 @@ def _both(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 def _cell(values: Sequence[float]) -> str:
     mean, interval = float(np.mean(values)), scores.bootstrap(np.array(values))
     digits = 0 if mean > 10 else 3
-    between = f" ({interval.low:,.{digits}f} to {interval.high:,.{digits}f})" if interval and np.ptp(values) else ""
+    differs = interval is not None and round(float(np.ptp(values)), digits) != 0
+    low, high = (_rounded(its, digits) for its in (interval.low, interval.high)) if interval else (mean, mean)
+    between = f" ({low:,.{digits}f} to {high:,.{digits}f})" if differs else ""
     return f"{_rounded(mean, digits):,.{digits}f}{between}"
 
 
@@ -282,6 +308,11 @@ def _difference(reference: np.ndarray, its: np.ndarray) -> str:
     sure = interval is not None and not interval.low <= 0 <= interval.high
     between = f" ({interval.low:+.3f} to {interval.high:+.3f})" if interval else ""
     return f"{_rounded(mean, 3):+.3f}{between}{' *' if sure else ''}"
+
+
+def _plain(values: Sequence[float]) -> str:
+    """Their mean."""
+    return f"{_rounded(float(np.mean(values)), 3):.3f}"
 
 
 def _rounded(value: float, digits: int) -> float:

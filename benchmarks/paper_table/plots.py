@@ -30,6 +30,9 @@ from benchmarks.paper_table.units import (
 SPAN = 0.1
 """Of a cosine's axis at the least, so that differences of thousandths look like what they are."""
 
+LEAST_TEXT = 0.1
+"""What has less follows no prompt, and is off the plot of rates."""
+
 LEFT, TOP = 2.4, 0.4
 """Inches of the sheet for the methods' names, and for what the prompts ask for."""
 
@@ -57,8 +60,8 @@ def scatter(found: Results, best: Mapping[str, float]) -> bytes:
 
 
 def rate_curves(work: Path, best: Mapping[str, float]) -> bytes:
-    """Identity against text of each method at every rate tried on the search's first concept, lowest first; the rates
-    it has in the table are full dots. A PNG."""
+    """Identity against text of each method at every rate tried on the search's first concept, each with its factor; the
+    rates it has in the table are rings around their dots. A PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -72,9 +75,18 @@ def rate_curves(work: Path, best: Mapping[str, float]) -> bytes:
         shown += rows.values()
         color = colormaps["tab10"](number)
         x, y = ([its[measure] for its in rows.values()] for measure in ("text", "identity"))
-        axes.plot(x, y, "-o", color=color, fillstyle="none", markersize=4, linewidth=0.8)
+        axes.plot(x, y, "-o", color=color, markersize=3, linewidth=0.8)
+        for factor, its in rows.items():
+            axes.annotate(
+                f"{factor:g}", (its["text"], its["identity"]), textcoords="offset points", xytext=(3, 3), fontsize=6,
+                color=color, annotation_clip=True,
+            )  # fmt: skip
         its = rows[chosen]
-        axes.plot(its["text"], its["identity"], "o", color=color, markersize=8, label=f"{method} {rates(chosen)}")
+        axes.plot(
+            its["text"], its["identity"], "o", color=color, fillstyle="none", markersize=9 + number,
+            label=f"{method} {rates(chosen)}",
+        )  # fmt: skip
+    axes.set_xlim(left=LEAST_TEXT)
     return _plane(figure, axes, shown[:1])
 
 
@@ -103,14 +115,15 @@ def fast_curve(work: Path, todo: Sequence[Unit]) -> bytes:
 
 
 def sheet(work: Path, best: Mapping[str, float]) -> bytes:
-    """The first picture of some prompts in each row of the table at best rates, the true ones above; never picked.
-    A PNG."""
+    """The first picture of some prompts in each row of the table at best rates, never picked; the true ones above, the
+    pictures that were trained on below. A PNG."""
     from matplotlib.figure import Figure
 
     first = concepts("test")[0]
-    truth = Unit("attndreambooth", PUBLISHED, "test", first).truth
+    any_unit = Unit("attndreambooth", PUBLISHED, "test", first)
+    truth, learned_from = any_unit.truth, sorted(any_unit.images.iterdir())
     rows: dict[str, list[Image.Image]] = {
-        "true pictures": [Image.open(truth / f"{number + 1}.png").convert("RGB") for number in SHOWN]
+        "true pictures": [Image.open(truth / f"{number + 1}.png").convert("RGB") for number in SHOWN],
     }
     at_best = [unit for unit in table_units(best) if unit.factor == best[family(unit.method)]]
     for unit in [unit for unit in at_best if unit.concept == first]:
@@ -119,13 +132,16 @@ def sheet(work: Path, best: Mapping[str, float]) -> bytes:
             picture: Image.Image = Image.open(strip)
             side = picture.height
             rows[unit.label] = [picture.crop((k * side, 0, (k + 1) * side, side)) for k in range(len(SHOWN))]
+    rows["training pictures"] = [Image.open(path).convert("RGB") for path in learned_from[: len(SHOWN)]]
     figure = Figure((LEFT + 0.9 * len(SHOWN), TOP + 0.9 * len(rows)))
     grid = figure.subplots(len(rows), len(SHOWN), squeeze=False)
     for (name, pictures), cells in zip(rows.items(), grid, strict=True):
-        for picture, axes in zip(pictures, cells, strict=True):
+        for picture, axes in zip(pictures, cells, strict=False):
             axes.imshow(np.asarray(picture), interpolation="nearest")
+        for axes in cells:
             axes.set_xticks([])
             axes.set_yticks([])
+            axes.set_frame_on(False)
         cells[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     for number, axes in zip(SHOWN, grid[0], strict=True):
         axes.set_title(_gist(PROMPTS[number]), fontsize=7)

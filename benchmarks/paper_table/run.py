@@ -171,6 +171,14 @@ def truth(desk: Desk, unit: Unit, references: Sequence[Image.Image]) -> dict[str
     return {**scored(simple, PROMPTS), "in scenes": in_scenes, **told}
 
 
+def copied(desk: Desk, split: str, concept: str) -> dict[str, float]:
+    """The scores of who answers every one of the 24 prompts with the training pictures."""
+    unit = Unit("", 1.0, split, concept)
+    own = np.asarray(desk.clip.features(opened(sorted(unit.images.iterdir()))).numpy(), np.float64)
+    texts = np.asarray(desk.clip.texts([prompt.format(unit.category) for prompt in PROMPTS]).numpy(), np.float64)
+    return {"identity": float((own @ own.T).mean()), "text": float((texts @ own.T).mean())}
+
+
 def second_opinion(desk: Desk, references: Sequence[Image.Image], pictures: Sequence[Image.Image]) -> dict[str, float]:
     """What the independent judges say of pictures of the 24 prompts, as many of each in turn.
 

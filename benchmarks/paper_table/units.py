@@ -284,11 +284,12 @@ def _beyond(work: Path, method: str, names: Sequence[str]) -> list[Unit]:
 
 def merit(found: Mapping[str, Any]) -> float:
     """One number to choose rates by: how far identity has come from the untuned model's to the true pictures', plus
-    text as a part of the true pictures', of which more earns nothing.
+    text as a part of the true pictures'; more than the true pictures have earns nothing.
 
-    What only obeys, as the untuned model does, comes to 1, and what only copies to little more; the true pictures to 2.
+    The true pictures come to 2, and what only obeys, as the untuned model does, to 1. What only copies comes to more
+    than that, as a judge finds no picture wholly unlike a prompt: the page tells how much.
     """
     untuned, true = found["untuned"]["identity"], found["truth"]["identity"]
-    learned: float = (found["identity"] - untuned) / (true - untuned)
+    learned: float = min(1.0, (found["identity"] - untuned) / (true - untuned))
     obeyed: float = min(1.0, found["text"] / found["truth"]["text"])
     return learned + obeyed

@@ -78,11 +78,10 @@ PROBED: Mapping[str, tuple[str, ...]] = {
 """The methods on which each is tried."""
 
 SUGGESTED: Mapping[str, tuple[str, ...]] = {
-    "strong-unet": (ATTNDREAMBOOTH.name,),
     "upright": (ATTNDREAMBOOTH.name, "ti-db"),
 }
-"""What was seen on tuning concepts and is therefore tried on those of the table: stage 3 at its rival's rate; pictures
-without the black corners that cost our method identity, also for its rival, which has the same corners."""
+"""What was seen on tuning concepts and is therefore tried on those of the table: pictures without the black corners
+that cost our method identity, also for its rival, which has the same corners."""
 
 
 def changes_of(variant: str) -> Changes:

@@ -129,15 +129,17 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
 
     lines = part("scores")
     assert lines[2].startswith("| the true pictures |")
-    assert lines[-1].startswith("| the untuned model |")
+    assert lines[-2].startswith("| the untuned model |")
+    assert lines[-1].startswith("| the training pictures |")
     rows = len({(unit.label, unit.factor) for unit in table})
-    assert all(len(part(name)) == 2 + 2 + rows for name in ("scores", "beyond"))
+    assert [len(part(name)) for name in ("scores", "beyond")] == [2 + 3 + rows, 2 + 2 + rows]
+    assert len(part("second differences")) == 2 + 4
     assert len(part("second opinion")) == 2 + 1 + rows
     assert len(part("differences")) == 2 + 4
     assert len(part("published")) == 2 + 2
     assert len(part("costs")) == 2 + 5
     assert part("state") == []  # all of it was run
-    assert len(part("made by")) == 1
+    assert len(part("made by")) == 2
     assert part("rates")[2].startswith("| attndreambooth | x 3 |")
     assert (small / "table.csv").read_text().count("\n") == 1 + len(table)
     assert len(part("claims")) == 4  # of which both rows were run
@@ -180,7 +182,8 @@ def test_a_claim_of_two_measures_is_told_of_each() -> None:
     rows = {("attndreambooth", 3.0): found(0.6, 0.2), ("ti-db", 1.0): found(0.5, 0.3)}
     (line,) = claim_lines(rows, best)
     assert "identity +0.100 (+0.100 to +0.100), **held**; text -0.100" in line
-    assert "text -0.100 (-0.100 to -0.100), **the contrary held**; merit -0.1" in line
+    assert "text -0.100 (-0.100 to -0.100), **the contrary held**; in scenes +0.100" in line
+    assert "text up to the true pictures' -0.100 (-0.100 to -0.100); merit -0.1" in line
     assert "8 concepts" in line
 
 
@@ -267,8 +270,8 @@ def test_a_probe_has_the_rates_it_says_beside_the_method_as_it_is(tmp_path: Path
     for number, unit in enumerate(todo):
         units.write_result(tmp_path, unit, {"diverged": "at step 3"} if number == 2 else result_of(0.5))
     lines = page.probe_table(tmp_path, todo)
-    assert lines[3].startswith("| textual-inversion | x 300 | 1 | 0.500 |")
-    assert lines[-1].startswith("| ti-db weak-embedding | x 300 | 2 | 0.500 |")
+    assert lines[3].startswith("| textual-inversion | x 300 | 1 | 0.500 (0.500) |")
+    assert lines[-1].startswith("| ti-db weak-embedding | x 300 | 2 | 0.500 (0.500, 0.500) |")
 
 
 def test_the_best_factor_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,14 +357,14 @@ def test_a_method_that_diverges_is_done_with(tmp_path: Path, monkeypatch: pytest
     assert diverged.startswith("1 training of `lora` diverged")
 
 
-def test_neither_copying_nor_obeying_alone_has_merit() -> None:
+def test_neither_copying_nor_obeying_alone_has_the_merit_of_both() -> None:
     truth, untuned = {"identity": 0.9, "text": 0.5}, {"identity": 0.3, "text": 0.6}
     scored = {"truth": truth, "untuned": untuned}  # what a method scored is beside them
-    copies = units.merit({"identity": 0.9, "text": 0.0, **scored})
+    copies = units.merit({"identity": 1.0, "text": 0.1, **scored})  # more like the concept than the truth is
     obeys = units.merit({"identity": 0.3, "text": 0.6, **scored})
     assert units.merit({**truth, **scored}) == pytest.approx(2)
     both = units.merit({"identity": 0.8, "text": 0.5, **scored})
-    assert copies == pytest.approx(1)
+    assert copies == pytest.approx(1.2)
     assert obeys == pytest.approx(1)
     assert both > 1.5
 
