@@ -126,7 +126,7 @@ def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHOD
         units += [Unit(method, PUBLISHED, "test", concept) for method in families]
     suggested = [(method, variant) for variant, its in SUGGESTED.items() for method in its if method in methods]
     names = concepts("test")[:TABLE_CONCEPTS]
-    return units + [Unit(method, best[method], "test", name, its) for method, its in suggested for name in names]
+    return units + [Unit(method, best[method], "test", name, its) for name in names for method, its in suggested]
 
 
 def of_each_method(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
