@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from attnbooth_cli import __version__
 from attnbooth_cli.engine.alterations import ALTERATIONS
 from attnbooth_cli.engine.judges import PictureJudge
 from attnbooth_cli.engine.weights import read_tensors
@@ -23,8 +24,6 @@ from attnbooth_cli.project import durable, pictures
 
 AT_ONCE = 256
 """Pictures that are in memory together, after which features are written."""
-PREPARATION = 1
-"""To be counted up when `alterations` or `preprocessing` change what a judge is shown."""
 
 
 def features(
@@ -63,8 +62,8 @@ def features(
 
 
 def _name(judge: PictureJudge) -> str:
-    """By everything that decides a feature but the picture: the judge, the libraries that ran it, and our own part."""
-    how = {"ours": PREPARATION, **{name: version(name) for name in ("transformers", "pillow")}}
+    """By everything that decides a feature but the picture: the judge, the libraries that ran it, and attnbooth."""
+    how = {"attnbooth": __version__, **{name: version(name) for name in ("transformers", "pillow")}}
     return hashlib.sha256(json.dumps([judge.identity, how], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from attnbooth_cli import __version__
 from attnbooth_cli.engine.base_models import BaseModel
 from attnbooth_cli.engine.concept import Card, files_of
 from attnbooth_cli.engine.devices import resolve_device, resolve_precision
@@ -80,9 +81,9 @@ class Sitting:
 
     @property
     def how(self) -> dict[str, str]:
-        """What else decides pixels: precision, and the libraries' versions."""
+        """What else decides pixels: precision, and the versions of the libraries and of attnbooth itself."""
         versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-        return {"precision": resolve_precision("auto", self.device), **versions}
+        return {"precision": resolve_precision("auto", self.device), **versions, "attnbooth": __version__}
 
     def training_pictures(self) -> tuple[Path, ...]:
         """The pictures the concept was trained on.
