@@ -118,6 +118,23 @@ def test_a_flipped_bit_is_noticed(trained: Project, tmp_path: Path, name: str) -
         generate(root, ["a {}"], steps=1)
 
 
+def test_a_concept_that_is_replaced_while_it_is_read_is_not_taken_for_the_former(
+    trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(Path(shutil.copytree(trained.root, tmp_path / "p")))
+    card = concept.read_card(project)
+    verify = concept.verify
+
+    def and_then_published(*checked: object) -> None:
+        verify(*checked)
+        monkeypatch.setattr(concept, "verify", verify)
+        concept.publish_again(project.concept, card, "attention")
+
+    monkeypatch.setattr(concept, "verify", and_then_published)
+    with pytest.raises(DamagedError, match="was replaced while it was read"):
+        concept.apply(project, card, "attention", load_components(concept_base()))
+
+
 def test_the_card_says_what_it_was_made_with(trained: Project) -> None:
     card = json.loads((trained.concept / "concept.json").read_text())
     assert card["token"] == "<it>"

@@ -284,7 +284,7 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
     """Turns base components into the concept's, in place, as they were after `stage`.
 
     Raises:
-        DamagedError: files are missing, damaged, or do not fit this base model.
+        DamagedError: files are missing, damaged, replaced meanwhile, or do not fit this base model.
     """
     verify(card, f"restore it from a copy, or make it again: {command('resume', project.root)}")
     (encoder,) = components.text_encoders
@@ -321,6 +321,9 @@ def apply(project: Project, card: Card, stage: StageName, components: Components
     elif stage == "attention" and ATTENTION in card.document.get("files", {}):
         changed = read_tensors(card.folder / ATTENTION)
     load_tensors(components.unet, changed, str(card.folder))
+    # Another process may have published in between: what was checked is not what was read then.
+    if open_card(card.folder, "run the command again").document.get("files") != card.document.get("files"):
+        raise DamagedError(f"{card.folder} was replaced while it was read", "run the command again")
 
 
 def load_tensors(module: Any, tensors: dict[str, Tensor], where: str) -> None:
