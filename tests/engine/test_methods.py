@@ -345,10 +345,10 @@ def test_class_pictures_are_seen_as_they_are(components: Components, accelerator
 
 
 def test_the_prior_term_is_the_class_pictures_loss(components: Components, accelerator: Accelerator) -> None:
-    """Its weight times the mean squared error, worked out from the U-Net's own call; in micro-batches as well."""
+    """Its weight times the mean squared error, worked out from the U-Net's own call; in micro-batches as well, and whatever weighs noise levels."""
     prior = make_source(components, seed=7)
     subject = replace(make_subject(components), prior=prior)
-    stage = replace(DREAMBOOTH.stages[2], batch_size=4, prior_weight=0.5)
+    stage = replace(DREAMBOOTH.stages[2], batch_size=4, prior_weight=0.5, snr_gamma=5.0)
     batch = prior.batch("unet prior", 2, range(4), 4)
     (encoder,) = components.text_encoders
     ids = encoder.tokenizer(

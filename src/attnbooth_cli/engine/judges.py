@@ -165,8 +165,8 @@ def _identity(kind: str, ref: str, folders: Sequence[Path], preprocessing: Any) 
     """What decides a judge's features: its weights, configurations and tokenizer by hash, a hub model's commit too, and
     how it takes pictures."""
     weights, texts = (
-        [path for folder in folders for kind in kinds for path in sorted(folder.glob(kind))]
-        for kinds in (("*.safetensors",), ("config.json", "tokenizer*.json", "vocab.*", "merges.txt"))
+        [path for folder in folders for name in names for path in sorted(folder.glob(name))]
+        for names in (("*.safetensors",), ("config.json", "tokenizer*.json", "vocab.*", "merges.txt"))
     )
     document = {
         "kind": kind,
