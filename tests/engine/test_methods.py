@@ -345,7 +345,7 @@ def test_class_pictures_are_seen_as_they_are(components: Components, accelerator
 
 
 def test_the_prior_term_is_the_class_pictures_loss(components: Components, accelerator: Accelerator) -> None:
-    """Its weight times the mean squared error, from the U-Net's own call; in micro-batches, and with min-SNR, as well."""
+    """Its weight times the mean squared error, from the U-Net's own call; in micro-batches and with min-SNR too."""
     prior = make_source(components, seed=7)
     subject = replace(make_subject(components), prior=prior)
     stage = replace(DREAMBOOTH.stages[2], batch_size=4, prior_weight=0.5, snr_gamma=5.0)

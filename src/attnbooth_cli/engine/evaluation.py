@@ -183,7 +183,7 @@ def _score(bench: Bench, card: Card, stage: StageName) -> dict[str, Any]:
         "pictures": [path.relative_to(bench.project.root).as_posix() for its in own for path in its],
         "made": made + made_untuned,
     }
-    if card.smoke:
+    if card.smoke and not made:  # loading it, to make a picture, says so
         sitting.emit(Warned("this concept comes from a smoke test: it has hardly learned anything"))
     report["references"] |= {
         "pictures": [path.relative_to(bench.project.root).as_posix() for path in bench.references],
