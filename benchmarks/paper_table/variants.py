@@ -60,10 +60,11 @@ PROBES: Mapping[str, Changes] = {
     "weak-unet": {"unet": {"learning_rate": 2e-7}},
     "strong-unet": {"unet": {"learning_rate": 6e-5}},
     "weak-embedding": {"embedding": {"learning_rate": 1e-3 / 30}},
+    "fast-same-way": _and(FAST, unet={"learning_rate": 5e-6}),
 }
 """What might be why a claim of the paper did not hold. The rates are such that, multiplied by what was best for the
 method, the U-Net's of "weak-unet" is the published one (x 10), that of "strong-unet" is TI + DreamBooth's (x 300),
-and the embedding's of "weak-embedding" is ours."""
+and the embedding's of "weak-embedding" is ours. In "fast-same-way" steps times rate of stage 3 are the default's."""
 
 PROBED: Mapping[str, tuple[str, ...]] = {
     "4-vectors": ("textual-inversion",),
@@ -71,9 +72,12 @@ PROBED: Mapping[str, tuple[str, ...]] = {
         ATTNDREAMBOOTH.name,
         f"{ATTNDREAMBOOTH.name}-without-embedding",
         f"{ATTNDREAMBOOTH.name}-without-attention",
+        f"{ATTNDREAMBOOTH.name}-without-regulariser",
     ),
     "strong-unet": (ATTNDREAMBOOTH.name,),
     "weak-embedding": ("ti-db",),
+    "fast": (ATTNDREAMBOOTH.name,),
+    "fast-same-way": (ATTNDREAMBOOTH.name,),
 }
 """The methods on which each is tried."""
 
