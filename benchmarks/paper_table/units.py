@@ -114,19 +114,17 @@ def searched() -> list[str]:
 
 
 def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
-    """Every method on the table's concepts at its best rates, then on the first of them as published, then what
-    tuning concepts suggested; ablations and fast mode have the rates of their method, and are not run as published."""
-    units = [
-        replace(unit, concept=concept)
-        for concept in concepts("test")[:TABLE_CONCEPTS]
-        for unit in of_each_method(best, methods)
-    ]
-    for concept in concepts("test")[:PUBLISHED_CONCEPTS]:
+    """Every method on the table's concepts at its best rates, then what tuning concepts suggested, then every method on
+    the first of them as published; ablations and fast mode have the rates of their method, and are not run as
+    published."""
+    names = concepts("test")[:TABLE_CONCEPTS]
+    units = [replace(unit, concept=concept) for concept in names for unit in of_each_method(best, methods)]
+    suggested = [(method, variant) for variant, its in SUGGESTED.items() for method in its if method in methods]
+    units += [Unit(method, best[method], "test", name, its) for name in names for method, its in suggested]
+    for concept in names[:PUBLISHED_CONCEPTS]:
         families = [method for method in methods if method == METHODS[method].family and best[method] != PUBLISHED]
         units += [Unit(method, PUBLISHED, "test", concept) for method in families]
-    suggested = [(method, variant) for variant, its in SUGGESTED.items() for method in its if method in methods]
-    names = concepts("test")[:TABLE_CONCEPTS]
-    return units + [Unit(method, best[method], "test", name, its) for name in names for method, its in suggested]
+    return units
 
 
 def of_each_method(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
