@@ -26,7 +26,7 @@ FINALISTS = 2
 UNFINISHED = "python -m benchmarks.paper_table search has not come to the end of"
 TABLE_CONCEPTS = 10
 """Test concepts of the table."""
-PUBLISHED_CONCEPTS = 2
+PUBLISHED_CONCEPTS = 1
 """Those of them on which methods are also trained at their published rates."""
 SHOWN = (6, 8, 12, 18, 19, 21)
 """Numbers of the prompts on the sheet: two environments, a colour, three styles."""
@@ -114,9 +114,8 @@ def searched() -> list[str]:
 
 
 def table_units(best: Mapping[str, float], methods: Sequence[str] = tuple(METHODS)) -> list[Unit]:
-    """Every method on the table's concepts at its best rates, then what tuning concepts suggested, then every method on
-    the first of them as published; ablations and fast mode have the rates of their method, and are not run as
-    published."""
+    """Every method on the table's concepts at its best rates, then what tuning concepts suggested, then as published
+    every method that has rates of its own, on the first of them."""
     names = concepts("test")[:TABLE_CONCEPTS]
     units = [replace(unit, concept=concept) for concept in names for unit in of_each_method(best, methods)]
     suggested = [(method, variant) for variant, its in SUGGESTED.items() for method in its if method in methods]

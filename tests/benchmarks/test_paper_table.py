@@ -105,9 +105,9 @@ def test_the_whole_comparison(small: Path, tmp_path: Path, monkeypatch: pytest.M
         ("textual-inversion", best["textual-inversion"]),
         ("attndreambooth-without-regulariser", best["attndreambooth"]),
         ("attndreambooth fast", best["attndreambooth"]),
+        ("attndreambooth upright", best["attndreambooth"]),
         ("attndreambooth", PUBLISHED),
         ("textual-inversion", PUBLISHED),
-        ("attndreambooth upright", best["attndreambooth"]),
     ]
     assert command.work_through(table, small, desk, ever)
     assert command.work_through(units.probe_units(best), small, desk, ever)
