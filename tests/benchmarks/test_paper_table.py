@@ -250,13 +250,14 @@ def test_a_probe_has_the_rates_it_says_beside_the_method_as_it_is(tmp_path: Path
     todo = units.probe_units(best)
     assert {unit.concept for unit in todo} == set(units.searched_on())
     assert len(set(todo)) == len(todo)
-    plans = {}
+    plans, way = {}, {}
     for unit in todo:
         root = tmp_path / unit.name
         init(root, images=[EXAMPLE / "cat"], category="cat", model="tiny")
         run.write_concept(root, changes_of(unit.variant).get("concept", {}))
         plan = prepare(root, OPTIONS_OF(unit)).plan
         plans[unit.label] = (plan.concept.vectors, {its.name: its.learning_rate for its in plan.stages if its.enabled})
+        way[unit.label] = [its.learning_rate * its.steps for its in plan.stages if its.name == "unet"]
     ours, rival = plans["attndreambooth"][1], plans["ti-db"][1]
     assert plans["textual-inversion 4-vectors"] == (4, plans["textual-inversion"][1])
     assert plans["attndreambooth strong-unet"] == (1, {**ours, "unet": rival["unet"]})
@@ -265,13 +266,16 @@ def test_a_probe_has_the_rates_it_says_beside_the_method_as_it_is(tmp_path: Path
     for left_out in ("embedding", "attention"):
         its = plans[f"attndreambooth-without-{left_out} weak-unet"]
         assert its == (1, {name: rate for name, rate in weak.items() if name != left_out})
+    assert plans["attndreambooth-without-regulariser weak-unet"] == (1, weak)
+    assert way["attndreambooth fast"] == pytest.approx([2 * its for its in way["attndreambooth"]])
+    assert way["attndreambooth fast-same-way"] == pytest.approx(way["attndreambooth"])
 
     assert page.probe_table(tmp_path, todo)[2:] == []
     for number, unit in enumerate(todo):
         units.write_result(tmp_path, unit, {"diverged": "at step 3"} if number == 2 else result_of(0.5))
     lines = page.probe_table(tmp_path, todo)
     assert lines[3].startswith("| textual-inversion | x 300 | 1 | 0.500 (0.500) |")
-    assert lines[-1].startswith("| ti-db weak-embedding | x 300 | 2 | 0.500 (0.500, 0.500) |")
+    assert lines[-1].startswith("| attndreambooth fast-same-way | x 10 | 2 | 0.500 (0.500, 0.500) |")
 
 
 def test_the_best_factor_is_that_of_most_merit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
