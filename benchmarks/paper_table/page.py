@@ -303,9 +303,9 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _difference(reference: np.ndarray, its: np.ndarray) -> str:
-    """The mean of paired differences; a star marks an interval without zero."""
+    """The mean of paired differences; a star marks an interval that is without zero as it is printed."""
     mean, interval = scores.paired_difference(reference, its)
-    sure = interval is not None and not interval.low <= 0 <= interval.high
+    sure = interval is not None and (round(interval.low, 3) > 0 or round(interval.high, 3) < 0)
     between = f" ({interval.low:+.3f} to {interval.high:+.3f})" if interval else ""
     return f"{_rounded(mean, 3):+.3f}{between}{' *' if sure else ''}"
 
